@@ -9,10 +9,15 @@ use super::protocol;
 pub mod channel_name;
 pub mod client_message;
 pub mod fallback;
+pub mod forwarded;
+pub mod origin;
+pub mod proxy_header;
 pub mod record;
 pub mod registry;
+pub mod relay_header;
 pub mod signature;
 pub mod sockjs;
+pub mod sockjs_route;
 
 /// A property by the name of its target and of the folder of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
@@ -22,8 +27,13 @@ pub const TARGETS: &[Target] = &[
     ("channel_name", channel_name::check),
     ("client_message", client_message::check),
     ("fallback", fallback::check),
+    ("forwarded", forwarded::check),
+    ("origin", origin::check),
+    ("proxy_header", proxy_header::check),
     ("record", record::check),
     ("registry", registry::check),
+    ("relay_header", relay_header::check),
     ("signature", signature::check),
     ("sockjs", sockjs::check),
+    ("sockjs_route", sockjs_route::check),
 ];

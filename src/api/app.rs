@@ -111,11 +111,45 @@ pub struct AppLimitsSpec {
     /// Largest number of client events per second and connection.
     #[schemars(range(min = 1, max = 10000))]
     pub client_events_per_second: u32,
+    /// Largest number of channels of the app on each pod; by default unlimited. A subscription beyond it is refused with
+    /// status 403.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub channels: Option<u32>,
+    /// Largest number of connections from one source address on each pod; more are closed with 4100. A network of IPv6 with
+    /// a prefix of 64 bits is one source. Connections from private addresses are not counted unless a trusted proxy
+    /// reports their address.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connections_per_source: u32,
+    /// Largest number of new connections per second on each pod; by default unlimited. More are closed with 4100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub handshakes_per_second: Option<u32>,
+    /// Largest number of requests of the HTTP API per second on each pod; by default unlimited. More are answered with 429.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub api_requests_per_second: Option<u32>,
+    /// Largest number of members of a presence channel. Each member of a full channel receives all others.
+    #[schemars(range(min = 1, max = 1000))]
+    pub presence_members: u32,
+    /// Seconds for which a cache channel keeps its last event.
+    #[schemars(range(min = 1, max = 86400))]
+    pub cache_seconds: u32,
 }
 
 impl Default for AppLimitsSpec {
     fn default() -> Self {
-        Self { connections: None, message_bytes: 10_240, client_events_per_second: 10 }
+        Self {
+            connections: None,
+            message_bytes: 10_240,
+            client_events_per_second: 10,
+            channels: None,
+            connections_per_source: 1_000,
+            handshakes_per_second: None,
+            api_requests_per_second: None,
+            presence_members: 100,
+            cache_seconds: 1_800,
+        }
     }
 }
 

@@ -25,6 +25,11 @@ pub struct LoadBalancerSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200), regex(pattern = r"^(/[A-Za-z0-9._~-]+)+$"))]
     pub base_path: Option<String>,
+    /// Clients that may be connected to a pod at once; more are closed with 4100. Defaults to as many as fit into the pod's
+    /// memory limit: one in 20 KiB beyond 64 MiB, and at most 100000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connections_max: Option<u32>,
 }
 
 /// Whether a connection begins with a header of the PROXY protocol.

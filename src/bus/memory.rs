@@ -14,20 +14,19 @@ use super::relay::{HeartbeatResponse, RelayPeer};
 use super::reports::{report_channel, report_frame};
 use super::{
     Broadcast, BroadcastFrame, BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
-    DecidedTransitions, Health, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL,
-    LastEvent, LastEventLookup, Membership, PRESENCE_MEMBERS_MAX, RemoteTransitions, SessionDirectory, Transition,
+    DecidedTransitions, Health, JoinLimits, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD,
+    LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory, Transition, tombstone_ttl,
 };
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
 use crate::protocol::{AppId, ChannelKind, ChannelName, SocketId};
 
+/// Least time between two removals of vacated channels.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Bounds the frames that wait for one process.
 const PROCESS_QUEUE_LEN: usize = 16_384;
-
-/// TTL of a vacated channel's counter. A sequence that restarted earlier could give new events the orders of events
-/// that are still in the stream or on their way to a webhook.
-const TOMBSTONE_TTL: Duration = Duration::from_hours(1);
 
 /// One process's connection to a bus in memory.
 pub struct MemoryBus {
@@ -56,6 +55,7 @@ struct ChannelState {
     /// Each connection, with its user on a presence channel.
     sockets: HashMap<SocketId, Option<String>>,
     members: BTreeMap<String, (PresenceMember, usize)>,
+    created_at: Instant,
     vacated_at: Option<Instant>,
     /// The last event, and its expiry.
     last_event: Option<(LastEvent, Instant)>,
@@ -98,16 +98,16 @@ impl MemoryBus {
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
-        connections_max: Option<u64>,
+        limits: JoinLimits,
     ) -> Result<JoinOutcome, BusError> {
         let mut state = lock_unpoisoned(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
         let is_known = channel.sockets.contains_key(socket);
-        if !is_known && connections_max.is_some_and(|most| channel.sockets.len() as u64 >= most) {
+        if !is_known && limits.connections_max.is_some_and(|most| channel.sockets.len() as u64 >= most) {
             return Err(BusError::ConnectionLimit { is_temporary: false });
         }
-        let joined = channel.add_connection(socket, member)?;
+        let joined = channel.add_connection(socket, member, limits.members_max)?;
         state.report(subject, joined.transitions.iter(), member, Some(socket));
         Ok(joined)
     }
@@ -120,22 +120,14 @@ impl Default for MemoryBus {
 }
 
 impl Membership for MemoryBus {
-    fn join_channel<'a>(
-        &'a self,
-        subject: &'a ChannelKey,
-        socket: &'a SocketId,
-        member: Option<&'a PresenceMember>,
-    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        Box::pin(ready(self.join(subject, socket, member, None)))
-    }
-
     fn join_bounded_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
         socket: &'a SocketId,
-        connections_max: u64,
+        member: Option<&'a PresenceMember>,
+        limits: JoinLimits,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        Box::pin(ready(self.join(subject, socket, None, Some(connections_max))))
+        Box::pin(ready(self.join(subject, socket, member, limits)))
     }
 
     fn leave_channel<'a>(
@@ -197,11 +189,12 @@ impl ChannelStore for MemoryBus {
         &'a self,
         subject: &'a ChannelKey,
         last: &'a LastEvent,
+        ttl: Duration,
     ) -> BoxFuture<'a, Result<(), BusError>> {
         let mut state = lock_unpoisoned(&self.store.state);
         state.remove_expired_channels(Instant::now());
         let channel = state.channels.entry(subject.clone()).or_insert_with(ChannelState::new);
-        channel.store_last_event(last, Instant::now());
+        channel.store_last_event(last, Instant::now() + ttl);
         Box::pin(ready(Ok(())))
     }
 
@@ -326,14 +319,16 @@ impl ChannelTable {
         }
     }
 
-    /// Removes channels that have been vacant for [`TOMBSTONE_TTL`]; runs at most once a minute.
+    /// Removes channels that have been vacant for their [`tombstone_ttl`]; runs at most once in [`SWEEP_INTERVAL`].
     fn remove_expired_channels(&mut self, now: Instant) {
-        if self.last_sweep.is_some_and(|last| now.duration_since(last) < Duration::from_mins(1)) {
+        if self.last_sweep.is_some_and(|last| now.duration_since(last) < SWEEP_INTERVAL) {
             return;
         }
         self.last_sweep = Some(now);
         self.channels.retain(|_, channel| {
-            channel.vacated_at.is_none_or(|at| now.duration_since(at) < TOMBSTONE_TTL)
+            channel
+                .vacated_at
+                .is_none_or(|at| now.duration_since(at) < tombstone_ttl(at.duration_since(channel.created_at)))
                 || channel.last_event(now).is_some()
         });
     }
@@ -341,21 +336,23 @@ impl ChannelTable {
 
 impl ChannelState {
     fn new() -> Self {
+        let now = Instant::now();
         Self {
             epoch: u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX),
             seq: 0,
             sockets: HashMap::new(),
             members: BTreeMap::new(),
+            created_at: now,
             // Vacant until the first connection joins.
-            vacated_at: Some(Instant::now()),
+            vacated_at: Some(now),
             last_event: None,
             miss_reported_at: None,
             last_count: None,
         }
     }
 
-    fn store_last_event(&mut self, last: &LastEvent, now: Instant) {
-        (self.last_event, self.miss_reported_at) = (Some((last.clone(), now + LAST_EVENT_TTL)), None);
+    fn store_last_event(&mut self, last: &LastEvent, expires_at: Instant) {
+        (self.last_event, self.miss_reported_at) = (Some((last.clone(), expires_at)), None);
     }
 
     fn last_event(&self, now: Instant) -> Option<(&LastEvent, Duration)> {
@@ -396,14 +393,19 @@ impl ChannelState {
         }
     }
 
-    fn add_connection(&mut self, socket: &SocketId, member: Option<&PresenceMember>) -> Result<JoinOutcome, BusError> {
+    fn add_connection(
+        &mut self,
+        socket: &SocketId,
+        member: Option<&PresenceMember>,
+        members_max: usize,
+    ) -> Result<JoinOutcome, BusError> {
         let mut transitions = Vec::new();
         if !self.sockets.contains_key(socket) {
             if let Some(member) = member
                 && !self.members.contains_key(&member.user_id)
-                && self.members.len() >= PRESENCE_MEMBERS_MAX
+                && self.members.len() >= members_max
             {
-                return Err(BusError::ChannelFull(PRESENCE_MEMBERS_MAX));
+                return Err(BusError::ChannelFull(members_max));
             }
             if self.sockets.is_empty() {
                 self.vacated_at = None;
@@ -462,6 +464,7 @@ fn unix_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::registry::PRESENCE_MEMBERS_DEFAULT;
     use bytes::Bytes;
     use serde_json::Value;
 
@@ -515,14 +518,14 @@ mod tests {
     #[tokio::test]
     async fn a_presence_channel_has_room_for_a_hundred_users() {
         let (bus, room) = (MemoryBus::new(), channel_key("presence-room"));
-        for n in 0..PRESENCE_MEMBERS_MAX {
+        for n in 0..PRESENCE_MEMBERS_DEFAULT {
             let socket = SocketId::from_random(1, n.try_into().unwrap_or_default());
             assert!(bus.join_channel(&room, &socket, Some(&member(&n.to_string()))).await.is_ok());
         }
         let late = SocketId::from("9.9");
         assert_eq!(
             bus.join_channel(&room, &late, Some(&member("late"))).await.err(),
-            Some(BusError::ChannelFull(PRESENCE_MEMBERS_MAX))
+            Some(BusError::ChannelFull(PRESENCE_MEMBERS_DEFAULT))
         );
         assert!(
             bus.join_channel(&room, &late, Some(&member("7"))).await.is_ok(),
@@ -581,8 +584,8 @@ mod tests {
         assert_eq!(channel.look_up_last_event(at(0)), LastEventLookup::Missing { report_miss: true });
         assert_eq!(channel.look_up_last_event(at(4)), LastEventLookup::Missing { report_miss: false });
         assert_eq!(channel.look_up_last_event(at(5)), LastEventLookup::Missing { report_miss: true });
-        channel.store_last_event(&last("a"), at(6));
-        channel.store_last_event(&last("b"), at(7));
+        channel.store_last_event(&last("a"), at(1806));
+        channel.store_last_event(&last("b"), at(1807));
         assert_eq!(channel.look_up_last_event(at(7)), LastEventLookup::Found(last("b")));
         assert_eq!(channel.inspect_channel(at(8)).last, Some((last("b"), Duration::from_secs(1799))));
         assert_eq!(channel.look_up_last_event(at(1806)), LastEventLookup::Found(last("b")));
@@ -595,7 +598,7 @@ mod tests {
         let (mut channel, start) = (ChannelState::new(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let join = |channel: &mut ChannelState, n: u64| {
-            channel.add_connection(&SocketId::from_random(1, n), None).expect("joined");
+            channel.add_connection(&SocketId::from_random(1, n), None, 100).expect("joined");
         };
         join(&mut channel, 0);
         assert_eq!(
@@ -627,9 +630,13 @@ mod tests {
         }
         bus.join_channel(&channel_key("presence-room"), &socket, Some(&member("u"))).await.expect("joined");
         bus.leave_channel(&channel_key("left"), &socket, None).await.expect("left").acknowledge_all();
-        bus.store_last_event(&channel_key("cache-empty"), &LastEvent { event: "e".into(), data: String::new() })
-            .await
-            .expect("kept");
+        bus.store_last_event(
+            &channel_key("cache-empty"),
+            &LastEvent { event: "e".into(), data: String::new() },
+            Duration::from_mins(30),
+        )
+        .await
+        .expect("kept");
         let names = async |prefix| {
             let channels = bus.list_channels(&"1".into(), prefix).await.expect("channels");
             channels.into_iter().map(|(name, users)| (name.to_string(), users)).collect::<Vec<_>>()

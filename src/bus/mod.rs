@@ -30,17 +30,29 @@ pub use relay::{HeartbeatResponse, RelayPeer};
 
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
+use crate::protocol::registry::PRESENCE_MEMBERS_DEFAULT;
 use crate::protocol::{AppId, ChannelName, SocketId};
-
-/// Bounds the members of a presence channel, as Pusher documents it.
-pub const PRESENCE_MEMBERS_MAX: usize = 100;
-
-/// TTL of a channel's last event, as Pusher documents it.
-const LAST_EVENT_TTL: Duration = Duration::from_mins(30);
 
 /// Least time between two reported cache misses of one channel. Subscribers join in bursts, and the app's backend needs
 /// a moment to publish an event after the first report.
 const CACHE_MISS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// TTL of a channel's counter once it is vacated, by the age of its history: ten times as long, so that channels which a
+/// stranger opens and leaves cost no memory for long. A counter that expires is followed by a later epoch, so orders repeat
+/// only if the store's clock goes back by more than the least TTL.
+fn tombstone_ttl(age: Duration) -> Duration {
+    age.saturating_mul(TOMBSTONE_AGE_FACTOR).clamp(TOMBSTONE_MIN_TTL, TOMBSTONE_MAX_TTL)
+}
+
+/// TTL of a vacated channel's counter in relation to the age of its history.
+const TOMBSTONE_AGE_FACTOR: u32 = 10;
+
+/// Least TTL of a vacated channel's counter: longer than the debounce of webhooks, and than clocks are set back.
+const TOMBSTONE_MIN_TTL: Duration = Duration::from_mins(1);
+
+/// Longest TTL of a vacated channel's counter. A sequence that restarted earlier could give new events the orders of
+/// events that are still in the stream or on their way to a webhook.
+const TOMBSTONE_MAX_TTL: Duration = Duration::from_hours(1);
 
 /// Connections above which a channel's count is published only every [`LARGE_CHANNEL_COUNT_INTERVAL`].
 const LARGE_CHANNEL_THRESHOLD: u64 = 100;
@@ -90,6 +102,21 @@ pub struct JoinOutcome {
     pub roster: Vec<PresenceMember>,
     /// Order of the channel's latest transition, up to which the roster is complete; `None` while the bus has not decided.
     pub order: Option<EventOrder>,
+}
+
+/// The limits of a join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinLimits {
+    /// Members that the presence channel may have.
+    pub members_max: usize,
+    /// Connections that the channel may have; `None` for any number.
+    pub connections_max: Option<u64>,
+}
+
+impl Default for JoinLimits {
+    fn default() -> Self {
+        Self { members_max: PRESENCE_MEMBERS_DEFAULT, connections_max: None }
+    }
 }
 
 /// A frame for the subscribers of one channel.
@@ -162,7 +189,7 @@ pub struct ChannelInfo {
 /// Why a call of the bus failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
-    /// The presence channel has [`PRESENCE_MEMBERS_MAX`] members.
+    /// The presence channel has as many members as it may have.
     #[error("the presence channel is full: {0} members")]
     ChannelFull(usize),
     /// The channel has as many connections as it may have.
@@ -191,14 +218,17 @@ pub trait Membership: Send + Sync {
         subject: &'a ChannelKey,
         socket: &'a SocketId,
         member: Option<&'a PresenceMember>,
-    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>>;
+    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
+        self.join_bounded_channel(subject, socket, member, JoinLimits::default())
+    }
 
-    /// Adds a connection to a channel that may have at most this many, decided in one step with all other joins.
+    /// Adds a connection to a channel within limits, decided in one step with all other joins.
     fn join_bounded_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
         socket: &'a SocketId,
-        connections_max: u64,
+        member: Option<&'a PresenceMember>,
+        limits: JoinLimits,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>>;
 
     /// Removes a connection from a channel. A second leave changes nothing.
@@ -243,11 +273,12 @@ pub trait Broadcast: Send + Sync {
 
 /// Values that the bus keeps for each channel: the last event, the published count, and its connections.
 pub trait ChannelStore: Send + Sync {
-    /// Stores an event as a channel's last event.
+    /// Stores an event as a channel's last event, for so long.
     fn store_last_event<'a>(
         &'a self,
         subject: &'a ChannelKey,
         last: &'a LastEvent,
+        ttl: Duration,
     ) -> BoxFuture<'a, Result<(), BusError>>;
 
     /// Looks up a channel's last event for a new subscriber. Of the subscribers that miss it at one time, one reports it.

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::table::{Requirement, VARIABLE_TABLE, ValueKind, Variable};
+use super::table::{VARIABLE_TABLE, Variable};
+use super::value_kind::{Requirement, ValueKind};
 
 /// Renders the page `docs/variables.md`.
 #[must_use]

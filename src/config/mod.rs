@@ -14,6 +14,7 @@ mod release;
 mod server;
 mod suggest;
 mod table;
+mod value_kind;
 mod variable_key;
 
 pub use docs::render_variables_page;
@@ -21,7 +22,8 @@ pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_path_prefix, 
 pub use release::Release;
 pub use server::ServerKind;
 pub use suggest::suggest_name;
-pub use table::{Requirement, VARIABLE_TABLE, ValueKind, Variable};
+pub use table::{VARIABLE_TABLE, Variable};
+pub use value_kind::{Requirement, ValueKind};
 pub use variable_key::{VariableKey, name};
 
 /// The exit code of a server that refuses its configuration (`EX_CONFIG` of sysexits.h).

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::ServerKind;
 use super::suggest::suggest_name;
-use super::table::{Requirement, VARIABLE_TABLE, ValueKind, Variable};
+use super::table::{VARIABLE_TABLE, Variable};
+use super::value_kind::{Requirement, ValueKind};
 use super::variable_key::name;
 
 /// The checked variables of one server, defaults filled in.

@@ -2,51 +2,8 @@
 
 use super::Release;
 use super::ServerKind::{self, Dispatcher, Edge, Sockjs, Websocket};
+use super::value_kind::{Requirement, ValueKind};
 use super::variable_key::{VariableKey, name};
-
-/// The form of a variable's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ValueKind {
-    /// Any text that is not empty.
-    Text,
-    /// A whole number within bounds, both included.
-    Number(u64, u64),
-    /// `ADDRESS:PORT` of a listener.
-    Address,
-    /// Absolute path of a file or directory.
-    Path,
-    /// An `http://` or `https://` URL.
-    Url,
-    /// A comma-separated list of URLs that can stand in a page without escaping, not empty.
-    Scripts,
-    /// One of these words.
-    Word(&'static [&'static str]),
-    /// A comma-separated list of these words, not empty.
-    Words(&'static [&'static str]),
-    /// A comma-separated list of networks in CIDR form.
-    Networks,
-    /// A comma-separated list of `HOST:PORT`.
-    Endpoints,
-    /// An IPv4 or IPv6 address.
-    Ip,
-    /// The name of a host, in which `{pod}` may stand for the pod's.
-    Host,
-    /// A prefix of public paths, which none of the server's own paths begins with.
-    BasePath,
-}
-
-/// The condition under which a variable is required.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Requirement {
-    /// Required on every server that reads it.
-    Required,
-    /// Optional; absent means this value.
-    Default(&'static str),
-    /// Required exactly when another variable has this value.
-    When(&'static str, &'static str),
-    /// Read by a library when the platform or the manifest sets it, with one of these identities.
-    Optional(&'static [&'static str]),
-}
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -240,6 +197,16 @@ pub const VARIABLE_TABLE: &[Variable] = &[
             Requirement::Default(""),
             EDGE_SERVERS,
             "Prefix that each public path may have, such as `/ws`. Requests without it are served, too.",
+        ),
+    ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::ConnectionsMax,
+            ValueKind::Number(0, 1_000_000),
+            Requirement::Default("0"),
+            EDGE_SERVERS,
+            "Clients that may be connected to the edge at once; more are closed with 4100. With 0, as many as fit into the memory limit of its container: one in 20 KiB beyond 64 MiB, and at most 100000.",
         ),
     ),
     define_variable(

@@ -64,6 +64,8 @@ define_variables! {
     ProxyProtocol, PROXY_PROTOCOL = "REALTIME_PROXY_PROTOCOL";
     /// Prefix that each public path may have.
     BasePath, BASE_PATH = "REALTIME_BASE_PATH";
+    /// Connections that an edge may have.
+    ConnectionsMax, CONNECTIONS_MAX = "REALTIME_CONNECTIONS_MAX";
     /// Address of the listener for other edges.
     PeerAddress, PEER_ADDRESS = "REALTIME_PEER_ADDRESS";
     /// Address of the pod.

@@ -8,7 +8,7 @@ use super::credentials::ClusterCredentials;
 use super::problem::{ManifestProblem, describe_app};
 use super::secret_references::SecretTexts;
 use super::webhook_endpoints::resolve_endpoints;
-use crate::api::app::CredentialState as ApiCredentialState;
+use crate::api::app::{AppLimitsSpec, CredentialState as ApiCredentialState};
 use crate::api::{EnabledState, RealtimeApp};
 use crate::protocol::registry::{App, AppLimits, BatchMode, Credential, CredentialState, WebhookEndpoint};
 use crate::protocol::{AppId, AppKey, Secret, origin, signature};
@@ -122,15 +122,25 @@ pub(super) fn validate_app(
         subscription_count: raw.spec.subscription_count == EnabledState::Enabled,
         authorization_seconds: raw.spec.authorization_seconds,
         allowed_origins: raw.spec.allowed_origins.clone(),
-        limits: AppLimits {
-            connections: raw.spec.limits.connections.map(u64::from),
-            message_bytes: usize::try_from(raw.spec.limits.message_bytes).unwrap_or(usize::MAX),
-            client_events_per_second: raw.spec.limits.client_events_per_second,
-        },
+        limits: resolve_limits(raw.spec.limits),
         webhooks: endpoints.enabled,
         disabled_webhooks: endpoints.disabled,
     };
     Ok((app, endpoints.problems))
+}
+
+fn resolve_limits(limits: AppLimitsSpec) -> AppLimits {
+    AppLimits {
+        connections: limits.connections.map(u64::from),
+        message_bytes: usize::try_from(limits.message_bytes).unwrap_or(usize::MAX),
+        client_events_per_second: limits.client_events_per_second,
+        channels: limits.channels,
+        connections_per_source: limits.connections_per_source,
+        handshakes_per_second: limits.handshakes_per_second,
+        api_requests_per_second: limits.api_requests_per_second,
+        presence_members: usize::try_from(limits.presence_members).unwrap_or(usize::MAX),
+        cache_seconds: limits.cache_seconds,
+    }
 }
 
 /// The generated credentials of an app; `None` for an app that references Secrets.

@@ -211,6 +211,8 @@ pub struct LoadBalancerSettings {
     pub activity_timeout_seconds: Option<u32>,
     /// Time for which an idle connection of HTTP stays open, in seconds.
     pub keep_alive_seconds: Option<u32>,
+    /// Clients that may be connected to a pod at once.
+    pub connections_max: Option<u32>,
     /// Whether connections begin with a header of the PROXY protocol, in the word of the variable.
     pub proxy_protocol: Option<&'static str>,
     /// Prefix that each public path may have.

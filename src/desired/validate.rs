@@ -368,6 +368,7 @@ fn resolve_load_balancer(spec: &LoadBalancerSpec) -> LoadBalancerSettings {
     LoadBalancerSettings {
         activity_timeout_seconds: spec.activity_timeout_seconds,
         keep_alive_seconds: spec.keep_alive_seconds,
+        connections_max: spec.connections_max,
         proxy_protocol: match spec.proxy_protocol {
             ProxyProtocol::Disabled => None,
             ProxyProtocol::Accepted => Some("accepted"),

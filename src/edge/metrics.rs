@@ -58,6 +58,22 @@ label_values! {
         ServerFull = "server_full",
         /// The server drains and admits nobody.
         GoingAway = "going_away",
+        /// The source address has all connections of the app that it may have on this edge.
+        SourceConnections = "source_connections",
+        /// The source address opens connections of the app too often.
+        SourceHandshakeRate = "source_handshake_rate",
+        /// Clients of the app open more connections in a second than it allows.
+        HandshakeRate = "handshake_rate",
+        /// The listener has all connections that it may have.
+        ListenerFull = "listener_full",
+        /// The source address has all connections of the listener that one address may have.
+        ListenerSource = "listener_source",
+        /// The source address makes far more requests to the bus than one may.
+        SourceRequestRate = "source_request_rate",
+        /// Messages that are answered, such as pings and invalid ones, exceed the rate for one connection.
+        MessageRate = "message_rate",
+        /// The app has all channels that it may have on this edge.
+        AppChannels = "app_channels",
         /// Neither a sign-in nor a signed subscription came in time.
         AuthorizationLate = "authorization_late",
         /// A connection from a trusted proxy has no valid header of the PROXY protocol.
@@ -104,6 +120,10 @@ label_values! {
         ClientEventRate = "client_event_rate",
         /// A request of the HTTP API was answered with an error.
         HttpApi = "http_api",
+        /// Requests of the HTTP API exceed the app's rate.
+        ApiRequestRate = "api_request_rate",
+        /// The process has as many bytes of unfinished requests and messages as it may have.
+        InputBytes = "input_bytes",
     }
 }
 
@@ -147,10 +167,14 @@ metric_table! {
             "If it grows faster than `realtime_edge_connections`, find out why clients reconnect: a proxy, or a drain.",
         /// Connections, subscriptions, client events and requests that were refused.
         refusals: Labeled<RefusalReason, Counter> =>
-            "Look the reason up below; `server_full` and `bus` need an operator, others the app's owner.",
+            "Look the reason up below; `server_full`, `listener_full` and `bus` need an operator, others the app's owner.",
         /// Reads of an app registry that has changed.
         registry_reads: Labeled<RegistryReadResult, Counter> =>
             "If `refused` grows, read the log of the edge and correct the app that it names.",
+        /// Pauses of connections whose source address makes more requests to the bus than its rate.
+        source_pauses: Counter => "Look for many clients behind one address; a proxy belongs into `REALTIME_TRUSTED_PROXIES`.",
+        /// Size of the unfinished requests and messages that are held now in bytes, beyond the first 4 KiB of each.
+        unfinished_input_bytes: Gauge => "Near 8 MiB, find the addresses that send slowly, and block them.",
         /// Requests that another edge answered because it owns their session.
         requests_relayed: Counter => "Nothing; affinity at the load balancer would save the hop.",
         /// Requests that the edge which owns their session did not serve.
@@ -179,6 +203,8 @@ metric_table! {
         bus_leases_lost: Counter => "Check Redis, the network to it, and that the edge gets enough CPU.",
         /// Frames and changes of other edges that were dropped because this edge was too slow.
         bus_frames_lost: Counter => "Add edges, or give each more CPU.",
+        /// Frames of other edges that were dropped because the fan-out of their channels was too slow.
+        fan_out_frames_dropped: Counter => "Add edges, or split channels with very many subscribers.",
         /// Changes of occupancy that no client of this edge caused: another edge died, or Redis lost its data.
         bus_remote_transitions: Counter => "Find out why edges die or Redis restarts.",
         /// Occupancy changes that the bus keeps until they are recorded or dropped, sampled every second.

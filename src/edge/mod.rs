@@ -3,7 +3,8 @@
 //! In: sockets, the HTTP fallbacks of pusher-js, and the HTTP API, all on one listener. Out: frames to the subscribers of
 //! a channel, on this process and on others, and a record in Kinesis for each event that a webhook may report.
 //!
-//! Rooms stand on floors, and import only from floors below: [`metrics`]; [`apps`], the registry and who may connect;
+//! Rooms stand on floors, and import only from floors below: [`metrics`]; [`apps`], the registry and who may connect, and
+//! [`intake`], the bounds for clients that nobody knows yet;
 //! [`session`], one client's queue; [`recorder`], the writer of the stream, which never delays a chat message; [`hub`],
 //! channels and users; [`pusher`], the protocol, which knows no transport; [`transport`]; [`relay`], which forwards a
 //! request to the process that has its session, and [`http_api`]; [`http`], the listeners and routes; [`server`], start
@@ -21,6 +22,7 @@ pub(crate) mod error;
 pub(crate) mod http;
 pub(crate) mod http_api;
 pub(crate) mod hub;
+pub(crate) mod intake;
 pub(crate) mod metrics;
 pub(crate) mod pusher;
 pub(crate) mod recorder;

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -20,8 +21,15 @@ use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::process::bounded_listener::{BoundedListener, ListenerBounds};
+
 /// The content type of `OpenMetrics` 1.0.
 const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The bounds of the listener: kubelet, Prometheus and an operator need a few connections each. Anybody in the cluster
+/// reaches it, and its sockets are taken from those of clients.
+const ADMIN_LISTENER_BOUNDS: ListenerBounds =
+    ListenerBounds { connections: 128, address_connections: 32, idle_timeout: Duration::from_secs(75) };
 
 /// Checks the health of a process.
 pub type HealthCheckFn = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -83,6 +91,7 @@ pub fn serve(
     shutdown: CancellationToken,
 ) -> impl Future<Output = std::io::Result<()>> + Send {
     let router = build_router(admin);
+    let listener = BoundedListener::new(listener, ADMIN_LISTENER_BOUNDS);
     async move { axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await }
 }
 

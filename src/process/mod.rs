@@ -3,13 +3,16 @@
 //! In: functions that report the state of a process. Out: answers for kubelet, for Prometheus and for clients that have
 //! the token. This room must not know the content of `/effective` and `/flow`, which it receives as JSON.
 
+pub mod address_counts;
 pub mod admin;
+pub mod bounded_listener;
 pub mod build;
 pub mod clock;
 pub mod files;
 pub mod heartbeat;
 pub mod listener;
 pub mod locks;
+pub mod memory_limit;
 pub mod metric_labels;
 pub mod metrics;
 pub mod metrics_page;

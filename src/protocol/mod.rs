@@ -14,6 +14,7 @@ pub mod connection_log;
 pub mod dead_letter;
 pub mod egress_policy;
 pub mod fallback;
+pub mod forwarded;
 pub mod frame;
 pub mod ledger;
 pub mod ledger_balance;
@@ -26,6 +27,7 @@ pub mod relay;
 pub mod rest;
 pub mod signature;
 pub mod sockjs;
+pub mod sockjs_route;
 pub mod transport;
 pub mod webhook;
 

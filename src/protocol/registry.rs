@@ -25,6 +25,15 @@ pub const ENDPOINTS_FILE: &str = "allowed-endpoints";
 /// that do not know such lines take them for endpoints that cannot be parsed, and allow nothing by them.
 pub const DENIED_PREFIX: &str = "deny ";
 
+/// Members of a presence channel, as Pusher documents it.
+pub const PRESENCE_MEMBERS_DEFAULT: usize = 100;
+
+/// Seconds for which a cache channel keeps its last event, as Pusher documents it.
+pub const CACHE_SECONDS_DEFAULT: u32 = 1_800;
+
+/// Connections of one source address on each pod: more than the users of a large office, and 11 MiB of a pod's memory.
+pub const CONNECTIONS_PER_SOURCE_DEFAULT: u32 = 1_000;
+
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -89,18 +98,71 @@ pub struct AppLimits {
     pub message_bytes: usize,
     /// Client events that one connection may send in a second (Pusher documents 10).
     pub client_events_per_second: u32,
+    /// Channels that the app may have on each pod; `None` for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<u32>,
+    /// Connections that one source address may have on each pod.
+    #[serde(default = "AppLimits::connections_per_source", skip_serializing_if = "AppLimits::is_usual_per_source")]
+    pub connections_per_source: u32,
+    /// Connections that clients of the app may open in a second, on each pod; `None` for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshakes_per_second: Option<u32>,
+    /// Requests of the HTTP API that the app may make in a second, on each pod; `None` for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_requests_per_second: Option<u32>,
+    /// Members that a presence channel may have.
+    #[serde(default = "AppLimits::presence_members", skip_serializing_if = "AppLimits::is_usual_presence")]
+    pub presence_members: usize,
+    /// Seconds for which a cache channel keeps its last event.
+    #[serde(default = "AppLimits::cache_seconds", skip_serializing_if = "AppLimits::is_usual_cache")]
+    pub cache_seconds: u32,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
 impl AppLimits {
+    fn connections_per_source() -> u32 {
+        CONNECTIONS_PER_SOURCE_DEFAULT
+    }
+
+    fn presence_members() -> usize {
+        PRESENCE_MEMBERS_DEFAULT
+    }
+
+    fn cache_seconds() -> u32 {
+        CACHE_SECONDS_DEFAULT
+    }
+
+    fn is_usual_per_source(value: &u32) -> bool {
+        *value == CONNECTIONS_PER_SOURCE_DEFAULT
+    }
+
+    fn is_usual_presence(value: &usize) -> bool {
+        *value == PRESENCE_MEMBERS_DEFAULT
+    }
+
+    fn is_usual_cache(value: &u32) -> bool {
+        *value == CACHE_SECONDS_DEFAULT
+    }
+
     fn message_bytes() -> usize {
         EVENT_BYTES_MAX
     }
 }
 
 impl Default for AppLimits {
-    /// The limits that Pusher documents.
+    /// The limits that Pusher documents; it documents none for connections of one source.
     fn default() -> Self {
-        Self { connections: None, message_bytes: Self::message_bytes(), client_events_per_second: 10 }
+        Self {
+            connections: None,
+            message_bytes: Self::message_bytes(),
+            client_events_per_second: 10,
+            channels: None,
+            connections_per_source: CONNECTIONS_PER_SOURCE_DEFAULT,
+            handshakes_per_second: None,
+            api_requests_per_second: None,
+            presence_members: PRESENCE_MEMBERS_DEFAULT,
+            cache_seconds: CACHE_SECONDS_DEFAULT,
+        }
     }
 }
 
@@ -160,6 +222,8 @@ impl App {
     /// registry for an unknown field.
     pub fn remove_later_settings(&mut self) {
         self.disabled_webhooks.clear();
+        let AppLimits { connections, message_bytes, client_events_per_second, .. } = self.limits;
+        self.limits = AppLimits { connections, message_bytes, client_events_per_second, ..AppLimits::default() };
         for endpoint in &mut self.webhooks {
             (endpoint.batch, endpoint.unsendable) = (BatchMode::Many, None);
             endpoint.headers.clear();

@@ -43,6 +43,7 @@ const EDGE_FLOORS: Floors = Floors {
         &["error", "close_reason", "drop_reason", "connection_log"],
         &["metrics"],
         &["apps"],
+        &["intake"],
         &["session"],
         &["recorder"],
         &["hub"],

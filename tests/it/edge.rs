@@ -19,6 +19,7 @@ mod presence_outage;
 mod recording;
 mod relay;
 mod reload;
+mod strangers;
 mod unresponsive_owner;
 mod users;
 mod wire_details;

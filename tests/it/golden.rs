@@ -189,7 +189,7 @@ fn app(id: &str) -> App {
         subscription_count: true,
         authorization_seconds: Some(30),
         allowed_origins: vec!["https://*.example.com".into()],
-        limits: AppLimits { connections: Some(100), message_bytes: 10_240, client_events_per_second: 10 },
+        limits: AppLimits { connections: Some(100), ..AppLimits::default() },
         webhooks: vec![WebhookEndpoint {
             name: "main".into(),
             events: vec!["member_added".into()],
@@ -212,6 +212,10 @@ fn registry_files() {
         ..app("2")
     };
     let mut extended = app("3");
+    let limits = &mut extended.limits;
+    (limits.channels, limits.connections_per_source) = (Some(1_000), 50);
+    (limits.handshakes_per_second, limits.api_requests_per_second) = (Some(20), Some(30));
+    (limits.presence_members, limits.cache_seconds) = (200, 60);
     extended.disabled_webhooks =
         vec![WebhookEndpoint { name: "off".into(), ..build_webhook("https://example.com/off") }];
     for (endpoint, name) in extended.webhooks.iter_mut().zip(["main"]) {

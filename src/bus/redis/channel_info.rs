@@ -13,11 +13,10 @@ use futures::StreamExt;
 use super::super::reports::FrameTemplate;
 use super::super::{
     BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, CountUpdate, LARGE_CHANNEL_COUNT_INTERVAL,
-    LARGE_CHANNEL_THRESHOLD, LAST_EVENT_TTL, LastEvent, LastEventLookup,
+    LARGE_CHANNEL_THRESHOLD, LastEvent, LastEventLookup, TOMBSTONE_MAX_TTL, TOMBSTONE_MIN_TTL,
 };
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::{self, KeySpace};
-use super::timing::TOMBSTONE_TTL_SECONDS;
 use super::wire;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
@@ -46,10 +45,14 @@ impl RedisChannels {
         }
     }
 
-    pub(super) async fn store_last_event(&self, subject: &ChannelKey, last: &LastEvent) -> Result<(), BusError> {
+    pub(super) async fn store_last_event(
+        &self,
+        subject: &ChannelKey,
+        last: &LastEvent,
+        ttl: Duration,
+    ) -> Result<(), BusError> {
         let text = serde_json::to_string(last).map_err(|error| BusError::Unavailable(error.to_string()))?;
-        self.run(&self.store_script, subject, ["last", "missed"], vec![text, LAST_EVENT_TTL.as_secs().to_string()])
-            .await?;
+        self.run(&self.store_script, subject, ["last", "missed"], vec![text, ttl.as_secs().max(1).to_string()]).await?;
         Ok(())
     }
 
@@ -70,7 +73,7 @@ impl RedisChannels {
         let arguments = vec![
             LARGE_CHANNEL_THRESHOLD.to_string(),
             LARGE_CHANNEL_COUNT_INTERVAL.as_millis().to_string(),
-            TOMBSTONE_TTL_SECONDS.to_string(),
+            format!("{} {}", TOMBSTONE_MAX_TTL.as_secs(), TOMBSTONE_MIN_TTL.as_secs()),
             self.names.frames_channel(),
             format!("{}}}\n{start}", wire::script_header_start(subject, None)?),
             end,

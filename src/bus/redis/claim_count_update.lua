@@ -1,7 +1,7 @@
 -- Publishes a channel's subscription count unless it is published already. The script that counts publishes, so that the
 -- last count that arrives is the latest.
 -- KEYS: sockets, published; ARGV: connections above which a channel is large, ms between two counts of a large channel,
---       TTL of the published count in seconds, channel of the frames, the frame before and after the count
+--       TTL in seconds of a published count and of a published 0, channel of the frames, the frame before and after the count
 -- Out: 'tell' and the count, which the caller records; or 'later' and the ms to wait; or 'told' when the count is
 --      published already.
 local time = redis.call('TIME')
@@ -16,6 +16,7 @@ elseif count == 0 then
   return { 'told' }
 end
 redis.call('HSET', KEYS[2], 'count', tostring(count), 'at', string.format('%.0f', now))
-redis.call('EXPIRE', KEYS[2], ARGV[3])
+-- Once no count is stored, 0 counts as published.
+redis.call('EXPIRE', KEYS[2], string.match(ARGV[3], count == 0 and ' (%d+)$' or '^(%d+) '))
 redis.pcall('PUBLISH', ARGV[4], ARGV[5] .. tostring(count) .. ARGV[6])
 return { 'tell', tostring(count) }

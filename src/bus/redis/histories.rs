@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::mpsc;
 
-use super::super::{ChannelKey, DecidedTransition, Membership, MemoryBus, RemoteTransitions, Transition};
+use super::super::{ChannelKey, DecidedTransition, JoinLimits, Membership, MemoryBus, RemoteTransitions, Transition};
 use super::acknowledge;
 use super::keys::KeySpace;
 use super::lease::LeaseKeeper;
@@ -187,7 +187,7 @@ impl History {
         let member = presence.then(|| PresenceMember { user_id: user.into(), user_info: serde_json::Value::Null });
         let process = &mut self.processes[p];
         self.steps.push(format!("{p} {} {socket} {user}", subject.channel));
-        let joined = process.core.join_channel(&subject, &socket, member.as_ref(), None).await;
+        let joined = process.core.join_channel(&subject, &socket, member.as_ref(), JoinLimits::default()).await;
         match joined {
             Ok(joined) => process.queue.extend(joined.transitions.into_iter().map(|t| (subject.clone(), t))),
             // The edge refuses a presence subscription that fails, so the client leaves; other subscriptions stay.
@@ -405,7 +405,7 @@ async fn the_events_of_every_history_end_in_the_true_membership() {
         for seed in (number..wanted).step_by(usize::try_from(WORKER_COUNT).expect("small")) {
             let mut history = History::begin_history(client.clone(), seed).await;
             for _ in 0..STEP_COUNT {
-                history.run_step().await;
+                Box::pin(history.run_step()).await;
             }
             let ended = Box::pin(history.compare_with_truth()).await;
             assert!(ended.is_ok(), "history {seed}: {}", ended.unwrap_err());

@@ -209,7 +209,7 @@ impl LocalState {
     fn remember_order(&mut self, subject: &ChannelKey, order: EventOrder, now: Instant) {
         if self.known_orders.len() >= REMEMBERED_ORDERS_MAX && !self.known_orders.contains_key(subject) {
             // The counter of a channel that was not seen for an hour has expired in the store too.
-            let age = Duration::from_secs(super::timing::TOMBSTONE_TTL_SECONDS);
+            let age = super::super::TOMBSTONE_MAX_TTL;
             self.known_orders.retain(|_, (_, at)| now.duration_since(*at) < age);
             if self.known_orders.len() >= REMEMBERED_ORDERS_MAX {
                 self.known_orders.clear();

@@ -10,9 +10,7 @@ use fred::types::scripts::Script;
 use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::super::receipt::Outbox;
-use super::super::{
-    BusError, ChannelKey, DecidedTransitions, JoinOutcome, PRESENCE_MEMBERS_MAX, RemoteTransitions, Transition,
-};
+use super::super::{BusError, ChannelKey, DecidedTransitions, JoinLimits, JoinOutcome, RemoteTransitions, Transition};
 use super::client::{evaluate_script, to_bus_error, unavailable_error};
 use super::keys::{self, KeySpace};
 use super::local_state::LocalState;
@@ -263,13 +261,13 @@ impl MembershipCore {
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
-        connections_max: Option<u64>,
+        limits: JoinLimits,
     ) -> Result<JoinOutcome, BusError> {
         if member.is_some() {
             self.wait_for_all_reports().await;
         }
         self.state().local.add_connection(subject, socket, member);
-        self.report_if_cut(subject, self.register_join(subject, socket, member, connections_max)).await
+        self.report_if_cut(subject, self.register_join(subject, socket, member, limits)).await
     }
 
     async fn register_join(
@@ -277,7 +275,7 @@ impl MembershipCore {
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
-        connections_max: Option<u64>,
+        limits: JoinLimits,
     ) -> Result<JoinOutcome, BusError> {
         let _turn = self.channel_lock(subject).read().await;
         let (caller, is_indexed) = {
@@ -293,7 +291,8 @@ impl MembershipCore {
         let change = MembershipChange {
             with_roster: member.is_some(),
             joining: &joining,
-            connections_max,
+            members_max: limits.members_max,
+            connections_max: limits.connections_max,
             ..empty_change(&caller)
         };
         match self.apply_change(subject, &caller, &change).await {
@@ -488,7 +487,7 @@ fn empty_change(caller: &CallerIdentity) -> MembershipChange<'_> {
         settling: caller.settling,
         known_order: caller.known_order,
         cause: None,
-        members_max: PRESENCE_MEMBERS_MAX,
+        members_max: JoinLimits::default().members_max,
         full_check: false,
         with_roster: false,
         dead_process: None,

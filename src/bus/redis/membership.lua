@@ -22,7 +22,8 @@ local known_epoch, known_seq = tonumber(ARGV[4]), tonumber(ARGV[5]) -- the highe
 local settling = ARGV[6] == '1'
 local cause = ARGV[7] -- of members that leave
 local members_max = ARGV[8]
-local tombstone_ttl_seconds = ARGV[9] -- of the counter of a vacated channel
+-- TTL of the counter of a vacated channel: least seconds, factor to the age of its history, most seconds
+local tombstone_min, tombstone_factor, tombstone_max = string.match(ARGV[9], '^(%d+) (%d+) (%d+)$')
 local checks_all_users = ARGV[10] == '1'
 local outbox_max = ARGV[11]
 local returns_outbox = ARGV[12] == '1' -- of this process
@@ -212,7 +213,8 @@ if not settling and state[4] then redis.call('HDEL', counter_key, 'lost') end
 if (has_sockets or occupied) and not was_occupied then
   redis.call('PERSIST', counter_key)
 elseif not has_sockets and not occupied then
-  redis.call('EXPIRE', counter_key, tombstone_ttl_seconds)
+  local ttl = math.floor((now_us - epoch) / 1000000) * tombstone_factor
+  redis.call('EXPIRE', counter_key, math.max(tombstone_min + 0, math.min(ttl, tombstone_max + 0)))
 end
 
 if restores then

@@ -6,10 +6,9 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use super::super::reports::{self, FrameTemplate};
-use super::super::{BusError, ChannelKey, Transition};
+use super::super::{BusError, ChannelKey, TOMBSTONE_AGE_FACTOR, TOMBSTONE_MAX_TTL, TOMBSTONE_MIN_TTL, Transition};
 use super::client::{evaluate_script, malformed_answer, parse_number, to_bus_error};
 use super::keys::KeySpace;
-use super::timing::TOMBSTONE_TTL_SECONDS;
 use super::wire;
 use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
@@ -126,7 +125,7 @@ impl MembershipChange<'_> {
             flag(self.settling),
             self.cause.map_or("-", |LeaveCause::Drain| DRAIN_CAUSE).to_owned(),
             self.members_max.to_string(),
-            TOMBSTONE_TTL_SECONDS.to_string(),
+            format!("{} {TOMBSTONE_AGE_FACTOR} {}", TOMBSTONE_MIN_TTL.as_secs(), TOMBSTONE_MAX_TTL.as_secs()),
             flag(self.full_check),
             outbox.to_string(),
             flag(self.full_check && self.dead_process.is_none()),

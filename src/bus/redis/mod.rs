@@ -53,7 +53,7 @@ pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
     Broadcast, BroadcastFrame, BusError, ChannelInfo, ChannelKey, ChannelStore, CountUpdate, DecidedTransitions,
-    Health, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory,
+    Health, JoinLimits, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory,
 };
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::PresenceMember;
@@ -204,22 +204,14 @@ impl RedisBus {
 }
 
 impl Membership for RedisBus {
-    fn join_channel<'a>(
-        &'a self,
-        subject: &'a ChannelKey,
-        socket: &'a SocketId,
-        member: Option<&'a PresenceMember>,
-    ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        Box::pin(self.core.join_channel(subject, socket, member, None))
-    }
-
     fn join_bounded_channel<'a>(
         &'a self,
         subject: &'a ChannelKey,
         socket: &'a SocketId,
-        connections_max: u64,
+        member: Option<&'a PresenceMember>,
+        limits: JoinLimits,
     ) -> BoxFuture<'a, Result<JoinOutcome, BusError>> {
-        Box::pin(self.core.join_channel(subject, socket, None, Some(connections_max)))
+        Box::pin(self.core.join_channel(subject, socket, member, limits))
     }
 
     fn leave_channel<'a>(
@@ -307,8 +299,9 @@ impl ChannelStore for RedisBus {
         &'a self,
         subject: &'a ChannelKey,
         last: &'a LastEvent,
+        ttl: Duration,
     ) -> BoxFuture<'a, Result<(), BusError>> {
-        Box::pin(self.call_if_available(self.channels.store_last_event(subject, last)))
+        Box::pin(self.call_if_available(self.channels.store_last_event(subject, last, ttl)))
     }
 
     fn look_up_last_event<'a>(&'a self, subject: &'a ChannelKey) -> BoxFuture<'a, Result<LastEventLookup, BusError>> {

@@ -2,10 +2,6 @@
 
 use std::time::Duration;
 
-/// TTL of a vacated channel's counter. A sequence that restarted earlier could give new events the orders of events
-/// that are still in the stream or on their way to a webhook.
-pub(super) const TOMBSTONE_TTL_SECONDS: u64 = 3_600;
-
 /// Lease, renewal and grace periods of one bus.
 #[derive(Clone, Copy, Debug)]
 pub struct BusTiming {

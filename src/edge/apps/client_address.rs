@@ -5,7 +5,7 @@
 //! proxies wrote them: up to the first address outside their networks.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request};
@@ -13,10 +13,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
+use crate::protocol::forwarded::{self, ForwardedHeader};
 use crate::protocol::relay;
-
-/// Forwarded entries that are read: more proxies than any deployment has.
-const FORWARDED_HOPS_MAX: usize = 32;
 
 const X_FORWARDED_FOR_HEADER: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -25,17 +23,32 @@ pub type TrustedProxies = Arc<[IpNet]>;
 
 /// The peer address of the connection, as the listener saw it.
 #[derive(Clone, Copy, Debug)]
-pub struct PeerAddress(pub IpAddr);
+pub struct PeerAddress {
+    /// The address of the connection, or the one that its proxy reported.
+    pub address: IpAddr,
+    /// Whether a proxy reported the address, by a header of the PROXY protocol.
+    pub is_reported: bool,
+}
+
+impl PeerAddress {
+    const UNKNOWN: Self = Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), is_reported: false };
+}
 
 /// The address of a client, as far as it can be known.
 #[derive(Clone, Copy, Debug)]
-struct ClientAddress(IpAddr);
+struct ClientAddress {
+    address: IpAddr,
+    /// Whether the address is that of one client, or of one network of clients.
+    is_source: bool,
+}
 
 /// The client that sent a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The address of the client.
     pub address: IpAddr,
+    /// The address that bounds count clients by; `None` where it may be that of a proxy for everybody.
+    pub source: Option<IpAddr>,
     /// The origin of the page; `None` outside browsers.
     pub origin: Option<String>,
 }
@@ -51,58 +64,55 @@ pub fn sanitize_request(request: &mut Request, trusted: &[IpNet]) {
     for name in ours {
         request.headers_mut().remove(name);
     }
-    let peer = request.extensions().get::<PeerAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0);
-    let address = resolve_client_address(peer, request.headers(), trusted);
-    request.extensions_mut().insert(ClientAddress(address));
+    let peer = request.extensions().get::<PeerAddress>().copied().unwrap_or(PeerAddress::UNKNOWN);
+    let address = resolve_client_address(peer.address, request.headers(), trusted);
+    let is_reported = peer.is_reported || address != peer.address.to_canonical();
+    let is_source = is_source_address(address, is_reported, trusted);
+    request.extensions_mut().insert(ClientAddress { address, is_source });
+}
+
+/// Whether bounds count clients by this address. A private address that no proxy has reported may be that of a proxy which
+/// nobody configured: all clients would share the bounds of one.
+pub fn is_source_address(address: IpAddr, is_reported: bool, trusted: &[IpNet]) -> bool {
+    let address = address.to_canonical();
+    let is_private = match address {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
+    };
+    !trusted.iter().any(|network| network.contains(&address)) && (is_reported || !is_private)
 }
 
 /// Returns the client's address that was attached before.
 pub fn address_of(parts: &Parts) -> IpAddr {
-    parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.0)
+    find_address(parts).address
+}
+
+/// Returns the address that bounds count the client of a request by.
+pub fn source_of(parts: &Parts) -> Option<IpAddr> {
+    let found = find_address(parts);
+    found.is_source.then_some(found.address)
+}
+
+fn find_address(parts: &Parts) -> ClientAddress {
+    let unknown = ClientAddress { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), is_source: false };
+    parts.extensions.get().copied().unwrap_or(unknown)
 }
 
 /// Attaches the client's address to a request that another server forwarded.
 pub fn set_client_address(parts: &mut Parts, address: IpAddr) {
-    parts.extensions.insert(ClientAddress(address));
+    parts.extensions.insert(ClientAddress { address, is_source: is_source_address(address, false, &[]) });
 }
 
-/// The client's address: the nearest one that is not a trusted proxy's. A proxy's `X-Forwarded-For`, if present, alone
-/// counts, since such proxies pass a client's own `Forwarded` on.
+/// The client's address. A proxy's `X-Forwarded-For`, if present, alone counts, since such proxies pass a client's own
+/// `Forwarded` on.
 fn resolve_client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let mut nearest = peer.to_canonical();
-    let is_proxy = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
-    if !is_proxy(nearest) {
-        return nearest;
-    }
-    let name = if headers.contains_key(X_FORWARDED_FOR_HEADER) { X_FORWARDED_FOR_HEADER } else { header::FORWARDED };
+    let (header, name) = if headers.contains_key(X_FORWARDED_FOR_HEADER) {
+        (ForwardedHeader::XForwardedFor, X_FORWARDED_FOR_HEADER)
+    } else {
+        (ForwardedHeader::Forwarded, header::FORWARDED)
+    };
     let lines: Vec<&str> = headers.get_all(&name).iter().map(|line| line.to_str().unwrap_or_default()).collect();
-    let entries = lines.iter().rev().flat_map(|line| line.rsplit(','));
-    for entry in entries.take(FORWARDED_HOPS_MAX) {
-        let found = if name == X_FORWARDED_FOR_HEADER { parse_address(entry) } else { parse_forwarded_element(entry) };
-        // An unreadable entry ends the trust.
-        let Some(found) = found else { break };
-        nearest = found;
-        if !is_proxy(nearest) {
-            break;
-        }
-    }
-    nearest
-}
-
-/// Parses an address, with or without brackets and port.
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|socket| socket.ip()));
-    address.map(|address| address.to_canonical())
-}
-
-/// Returns the address in one element of `Forwarded` (RFC 7239): `for=192.0.2.1;proto=https`, quoted if it has a colon.
-fn parse_forwarded_element(element: &str) -> Option<IpAddr> {
-    let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-    let value = value.trim();
-    parse_address(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
+    forwarded::resolve_client_address(peer, header, &lines, trusted)
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -111,7 +121,12 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
         let address = address_of(parts);
         let origin = parts.headers.get(header::ORIGIN);
-        Ok(Self { address, origin: origin.map(|origin| String::from_utf8_lossy(origin.as_bytes()).into_owned()) })
+        let source = source_of(parts);
+        Ok(Self {
+            address,
+            source,
+            origin: origin.map(|origin| String::from_utf8_lossy(origin.as_bytes()).into_owned()),
+        })
     }
 }
 
@@ -180,15 +195,35 @@ mod tests {
             .header("X-Realtimes", "mine")
             .header("Origin", "https://a.example");
         let mut request = request.body(Body::empty()).expect("a request");
-        request.extensions_mut().insert(PeerAddress("192.0.2.9".parse().expect("an address")));
+        let address = "192.0.2.9".parse().expect("an address");
+        request.extensions_mut().insert(PeerAddress { address, is_reported: false });
         sanitize_request(&mut request, &[]);
         let mut left: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["origin", "x-realtimes"]);
         assert_eq!(
-            request.extensions().get::<ClientAddress>().map(|found| found.0.to_string()),
+            request.extensions().get::<ClientAddress>().map(|found| found.address.to_string()),
             Some("192.0.2.9".into())
         );
+    }
+
+    #[test]
+    fn a_table_of_addresses_by_which_clients_are_counted() {
+        let trusted: [IpNet; 1] = ["203.0.113.0/24".parse().expect("a network")];
+        for (name, address, is_reported, counted) in [
+            ("a client of the internet", "198.51.100.7", false, true),
+            ("the same behind a trusted proxy", "198.51.100.7", true, true),
+            ("a trusted proxy", "203.0.113.9", false, false),
+            ("a proxy that nobody configured", "10.0.0.9", false, false),
+            ("a client of an office behind a trusted proxy", "10.0.0.9", true, true),
+            ("the same, mapped to IPv6", "::ffff:10.0.0.9", false, false),
+            ("a client by IPv6", "2001:db8::7", false, true),
+            ("a node of a cluster by IPv6", "fd00::7", false, false),
+            ("this machine", "127.0.0.1", false, false),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(is_source_address(address, is_reported, &trusted), counted, "{name}");
+        }
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -26,14 +27,18 @@ use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::edge::apps::client_address;
-use crate::edge::apps::client_address::{PeerAddress, TrustedProxies};
+use crate::edge::apps::client_address::{PeerAddress, TrustedProxies, is_source_address};
 use crate::edge::http::proxy_protocol::ProxyProtocol;
 use crate::edge::http_api::auth::PrefixedPath;
+use crate::edge::intake::byte_budget::{InputBudget, InputBudgetExceeded, InputCharge, UNCOUNTED_INPUT_BYTES};
+use crate::edge::intake::connection_input::ConnectionInput;
+use crate::process::address_counts::{AddressCounts, AddressSlot};
 
 /// Timeout of a request's head between servers, which also bounds their idle connections.
 const RELAYED_HEAD_TIMEOUT: Duration = Duration::from_secs(75);
@@ -55,6 +60,9 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 
 /// Bytes of the largest accepted body: an escaped event of the HTTP API with a hundred channels.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Time after which a client repeats a request whose body did not fit into the budget.
+const INPUT_RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
 /// Bounds the waits for a client.
 #[derive(Clone, Copy, Debug)]
@@ -80,13 +88,26 @@ pub struct ConnectionLimit {
     pub refused: Counter,
 }
 
+/// The limit on concurrent connections from one address.
+#[derive(Clone)]
+pub struct AddressLimit {
+    /// The number of connections at a time.
+    pub most: usize,
+    /// The connections of each address.
+    pub counts: AddressCounts,
+    /// Counts connections that were refused.
+    pub refused: Counter,
+}
+
 /// The rules of a listener, beside its routes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct ListenerSettings {
     /// The bounds of waits for a client.
     pub timeouts: ListenerTimeouts,
     /// The limit on concurrent connections; without it the routes bound the number of clients.
     pub limit: Option<ConnectionLimit>,
+    /// The limit on connections from one address; those of trusted proxies and private networks are not counted.
+    pub address_limit: Option<AddressLimit>,
     /// Once cancelled, each answer closes its connection: a load balancer keeps a client on the pod of its open connection,
     /// whatever the answer says.
     pub draining: CancellationToken,
@@ -96,7 +117,26 @@ pub struct ListenerSettings {
     pub headers_refused: Counter,
     /// The prefix that paths may have; empty for none.
     pub base_path: String,
+    /// The byte budget for the messages of upgraded connections; `None` where none is upgraded.
+    pub input: Option<Arc<InputBudget>>,
 }
+
+impl ListenerSettings {
+    /// Takes the place of a connection among those of its address; `None` where they are not counted.
+    fn take_address_slot(&self, client: PeerAddress) -> Result<Option<AddressSlot>, TooManyConnections> {
+        let Some(limit) = &self.address_limit else { return Ok(None) };
+        if !is_source_address(client.address, client.is_reported, &self.proxy_protocol.trusted) {
+            return Ok(None);
+        }
+        limit.counts.take_slot(client.address, limit.most).map(Some).ok_or_else(|| {
+            limit.refused.inc();
+            TooManyConnections
+        })
+    }
+}
+
+/// An address has as many connections as it may have.
+struct TooManyConnections;
 
 /// Pause of accepting when the system has no more sockets.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
@@ -105,6 +145,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(500);
 pub async fn serve(listener: TcpListener, routes: Router, settings: ListenerSettings, stop: CancellationToken) {
     let settings = Arc::new(settings);
     let connections = TaskTracker::new();
+    let places = settings.limit.as_ref().map(|limit| Arc::new(Semaphore::new(limit.most)));
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -112,16 +153,17 @@ pub async fn serve(listener: TcpListener, routes: Router, settings: ListenerSett
         };
         match accepted {
             Ok((socket, peer)) => {
-                if let Some(ConnectionLimit { most, refused }) = &settings.limit
-                    && connections.len() >= *most
-                {
-                    refused.inc();
-                    tracing::debug!(peer = %peer.ip(), most, "a connection too many was closed");
+                let place = places.clone().map(Semaphore::try_acquire_owned).transpose();
+                let Ok(place) = place else {
+                    if let Some(limit) = &settings.limit {
+                        limit.refused.inc();
+                    }
+                    tracing::debug!(peer = %peer.ip(), "a connection too many was closed");
                     continue;
-                }
+                };
                 connections.spawn(serve_connection(
-                    socket,
-                    PeerAddress(peer.ip()),
+                    (socket, place),
+                    peer.ip(),
                     routes.clone(),
                     settings.clone(),
                     stop.clone(),
@@ -145,8 +187,8 @@ fn is_client_error(error: &io::Error) -> bool {
 }
 
 async fn serve_connection(
-    mut socket: TcpStream,
-    PeerAddress(peer): PeerAddress,
+    (mut socket, place): (TcpStream, Option<OwnedSemaphorePermit>),
+    peer: IpAddr,
     routes: Router,
     settings: Arc<ListenerSettings>,
     stop: CancellationToken,
@@ -161,20 +203,32 @@ async fn serve_connection(
         read = settings.proxy_protocol.read_header(&mut socket, peer, PROXY_HEADER_TIMEOUT) => read,
     };
     let (client, unread) = match read {
-        Ok((client, unread)) => (PeerAddress(client), Bytes::from(unread)),
+        Ok((client, unread)) => {
+            let is_reported = client.to_canonical() != peer.to_canonical();
+            (PeerAddress { address: client, is_reported }, Bytes::from(unread))
+        }
         Err(error) => {
             settings.headers_refused.inc();
             tracing::debug!(%peer, ?error, "a connection without a valid PROXY header was closed");
             return;
         }
     };
-    let socket = WriteTimeoutStream { socket, unread, most: write, stalled: None };
+    let Ok(slot) = settings.take_address_slot(client) else {
+        tracing::debug!(client = %client.address, "a connection too many of one address was closed");
+        return;
+    };
+    let input = settings.input.as_ref().map(|budget| Arc::new(ConnectionInput::new(budget.open_charge())));
+    let socket =
+        ClientStream { socket, unread, most: write, stalled: None, input: input.clone(), _held: (place, slot) };
     let routes = TowerToHyperService::new(routes);
     let open_answers = Arc::new(());
     let open_answer_count = Arc::downgrade(&open_answers);
     let (draining, base_path) = (settings.draining.clone(), settings.base_path.clone());
     let routes = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(client);
+        if let Some(input) = &input {
+            request.extensions_mut().insert(input.clone());
+        }
         strip_base_path(&mut request, &base_path);
         let (answer, draining, is_open) = (routes.call(request), draining.clone(), open_answers.clone());
         async move {
@@ -254,17 +308,22 @@ impl HttpBody for OpenAnswer {
     }
 }
 
-/// A socket whose client must keep reading: a write that stalls for too long is an error.
-struct WriteTimeoutStream {
+/// A client's socket. The client must keep reading: a write that stalls for too long is an error. It must complete its
+/// messages: a read beyond the byte budget is an error.
+struct ClientStream {
     socket: TcpStream,
     /// Bytes that were read with the header of the PROXY protocol.
     unread: Bytes,
     most: Duration,
     /// The timer of a stalled write; most sockets never need it.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// The bytes of an unfinished message, once the connection is upgraded.
+    input: Option<Arc<ConnectionInput>>,
+    /// The places of the connection, also after an upgrade.
+    _held: (Option<OwnedSemaphorePermit>, Option<AddressSlot>),
 }
 
-impl WriteTimeoutStream {
+impl ClientStream {
     fn fail_if_stalled<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
@@ -276,7 +335,7 @@ impl WriteTimeoutStream {
     }
 }
 
-impl AsyncRead for WriteTimeoutStream {
+impl AsyncRead for ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -287,11 +346,15 @@ impl AsyncRead for WriteTimeoutStream {
             buffer.put_slice(&self.unread.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.socket).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
+        let read = buffer.filled().len() - before;
+        let counted = self.input.as_ref().map_or(Ok(()), |input| input.add_read(read));
+        Poll::Ready(counted.map_err(|exceeded| io::Error::new(io::ErrorKind::QuotaExceeded, exceeded)))
     }
 }
 
-impl AsyncWrite for WriteTimeoutStream {
+impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(context, bytes);
         self.fail_if_stalled(context, written)
@@ -320,11 +383,22 @@ impl AsyncWrite for WriteTimeoutStream {
     }
 }
 
+/// The rules by which requests are screened.
+#[derive(Clone)]
+pub struct RequestScreen {
+    /// Networks whose forwarded addresses are trusted.
+    pub trusted: TrustedProxies,
+    /// The byte budget for bodies.
+    pub input: Arc<InputBudget>,
+    /// Counts requests whose body did not fit into the budget.
+    pub bodies_refused: Counter,
+}
+
 /// Screens every request before its route: headers that only servers of the cluster may send are removed, the client's
 /// address is noted, and reading a body that does not arrive in time fails. A body that is declared larger than any route
 /// reads is refused before it arrives, and so is a compressed one, whose size is unknown.
-pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: Request, next: Next) -> Response {
-    client_address::sanitize_request(&mut request, &trusted);
+pub async fn screen_request(State(screen): State<RequestScreen>, mut request: Request, next: Next) -> Response {
+    client_address::sanitize_request(&mut request, &screen.trusted);
     let length = request.body().size_hint().lower();
     if length > u64::try_from(BODY_BYTES_MAX).unwrap_or(u64::MAX) {
         return (StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_BYTES_MAX} bytes\n")).into_response();
@@ -333,7 +407,7 @@ pub async fn screen_request(State(trusted): State<TrustedProxies>, mut request: 
         let told = format!("the body is encoded as `{encoding}`: send it as it is, without Content-Encoding\n");
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, [(header::ACCEPT_ENCODING, "identity")], told).into_response();
     }
-    next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
+    run_with_bounded_body(&screen, request, next).await
 }
 
 /// The encoding of a body that is not sent as it is.
@@ -343,26 +417,44 @@ fn find_content_encoding(request: &Request) -> Option<String> {
 }
 
 /// The same for requests that another server forwarded, which carry their client's address.
-pub async fn limit_body_time(request: Request, next: Next) -> Response {
-    next.run(with_body_deadline(request, REQUEST_BODY_TIMEOUT)).await
+pub async fn bound_relayed_body(State(screen): State<RequestScreen>, request: Request, next: Next) -> Response {
+    run_with_bounded_body(&screen, request, next).await
 }
 
-fn with_body_deadline(request: Request, within: Duration) -> Request {
+/// Bounds the time and the bytes of a body. Its bytes are charged until the request is answered; a body beyond the budget
+/// is answered with 503, whatever its route makes of the failed read.
+async fn run_with_bounded_body(screen: &RequestScreen, mut request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
-        return request;
+        return next.run(request).await;
     }
+    let charge = Arc::new(screen.input.open_charge());
+    request.extensions_mut().insert(charge.clone());
+    let body = charge.clone();
+    let response = next.run(request.map(|whole| bound_body(whole, REQUEST_BODY_TIMEOUT, body))).await;
+    if !charge.is_refused() {
+        return response;
+    }
+    screen.bodies_refused.inc();
+    let retry = [(header::RETRY_AFTER, INPUT_RETRY_AFTER_SECONDS)];
+    (StatusCode::SERVICE_UNAVAILABLE, retry, format!("{InputBudgetExceeded}\n")).into_response()
+}
+
+/// Fails the read of a body that does not arrive in time, or does not fit into the budget.
+fn bound_body(body: Body, within: Duration, charge: Arc<InputCharge>) -> Body {
     let deadline = Instant::now() + within;
-    request.map(|body| {
-        let parts = stream::unfold(Some(body.into_data_stream()), move |body| async move {
-            let mut body = body?;
-            let part: Result<Bytes, axum::BoxError> = match timeout_at(deadline, body.next()).await {
-                Ok(part) => part?.map_err(Into::into),
-                Err(_) => return Some((Err(io::Error::from(io::ErrorKind::TimedOut).into()), None)),
-            };
-            Some((part, Some(body)))
-        });
-        Body::from_stream(parts)
-    })
+    let begin = (body.into_data_stream(), charge, UNCOUNTED_INPUT_BYTES);
+    Body::from_stream(stream::unfold(Some(begin), move |state| async move {
+        let (mut body, charge, uncounted) = state?;
+        let part: Result<Bytes, axum::BoxError> = match timeout_at(deadline, body.next()).await {
+            Ok(part) => part?.map_err(Into::into),
+            Err(_) => return Some((Err(io::Error::from(io::ErrorKind::TimedOut).into()), None)),
+        };
+        let length = part.as_ref().map_or(0, Bytes::len);
+        if let Err(exceeded) = charge.add(length.saturating_sub(uncounted)) {
+            return Some((Err(exceeded.into()), None));
+        }
+        Some((part, Some((body, charge, uncounted.saturating_sub(length)))))
+    }))
 }
 
 #[cfg(test)]
@@ -403,7 +495,10 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_does_not_finish_its_request_is_given_up_and_others_are_served() {
         let short = Duration::from_millis(200);
-        let in_time = move |request: Request, next: Next| next.run(with_body_deadline(request, short));
+        let in_time = move |request: Request, next: Next| {
+            let charge = Arc::new(InputBudget::new(Arc::default()).open_charge());
+            next.run(request.map(|body| bound_body(body, short, charge)))
+        };
         let routes = Router::new()
             .route("/", get(async || "hello"))
             .route("/echo", post(async |body: Bytes| body))

@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 
-use crate::edge::apps::client_address::TrustedProxies;
 use crate::edge::http::health::{HealthChecks, build_health_routes};
-use crate::edge::http::listener::{BODY_BYTES_MAX, limit_body_time, screen_request};
+use crate::edge::http::listener::{BODY_BYTES_MAX, RequestScreen, bound_relayed_body, screen_request};
 use crate::edge::http::session_routes::{RelayGuard, RouteState, build_session_routes};
 use crate::edge::http_api;
 use crate::edge::hub::core::Hub;
@@ -23,7 +22,7 @@ use crate::protocol::relay::{self, RelayRefusal};
 pub fn build_public_router(
     state: &RouteState,
     guard: &RelayGuard,
-    trusted: TrustedProxies,
+    screen: &RequestScreen,
     checks: &Arc<HealthChecks>,
 ) -> Router {
     let shared = &state.shared;
@@ -46,16 +45,16 @@ pub fn build_public_router(
     }
     let router = router.merge(build_session_routes(state, guard)).merge(build_health_routes(checks));
     router
-        .layer(from_fn_with_state(trusted, screen_request))
+        .layer(from_fn_with_state(screen.clone(), screen_request))
         .layer(from_fn_with_state(shared.hub.clone(), count_spoofed_relay_headers))
 }
 
 /// The paths on which other processes relay requests: the paths of sessions only.
-pub fn build_relay_router(state: &RouteState, server: &Arc<RelayServer>) -> Router {
+pub fn build_relay_router(state: &RouteState, server: &Arc<RelayServer>, screen: &RequestScreen) -> Router {
     let refused = server.clone();
     build_session_routes(state, &RelayGuard::Inbound(server.clone()))
         .fallback(move || std::future::ready(refused.refuse_request(RelayRefusal::NotASession)))
-        .layer(from_fn(limit_body_time))
+        .layer(from_fn_with_state(screen.clone(), bound_relayed_body))
 }
 
 /// Counts requests on the public listener that carry the headers of a relay; each is served as one of a client.

@@ -7,17 +7,19 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 
+use crate::edge::apps::client_address::source_of;
 use crate::edge::relay::{RelayServer, SessionRelay};
+use crate::edge::session::opener::SessionOpener;
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_ownership::{RelayTarget, SessionId, SessionName, session_gone};
 use crate::edge::transport::sockjs;
 use crate::edge::transport::sockjs::SockjsSessions;
 use crate::edge::transport::sockjs::http::parse_session_request;
-use crate::edge::transport::sockjs::route::SessionAction;
 use crate::edge::transport::xhr::http::{
     XhrContext, answer_preflight, receive_messages, receive_polling, receive_streaming, set_cross_origin_headers,
 };
@@ -25,6 +27,7 @@ use crate::edge::transport::xhr::session::XhrSessions;
 use crate::protocol::Transport;
 use crate::protocol::fallback;
 use crate::protocol::sockjs::encode_close as encode_sockjs_close;
+use crate::protocol::sockjs_route::SessionAction;
 
 /// Bounds the body of a send: a client event at its limit, escaped twice.
 pub const SEND_BODY_BYTES_MAX: usize = 256 << 10;
@@ -50,10 +53,39 @@ pub enum RelayGuard {
     /// No relay: this process is the only one.
     None,
     /// For clients: a request is relayed to the owner of its session.
-    Outbound(Arc<SessionRelay>),
+    Outbound(RelayFront),
     /// For other processes: a request is accepted if one of them signed it.
     Inbound(Arc<RelayServer>),
 }
+
+/// The relay for clients, with the opener that knows their apps and source addresses.
+#[derive(Clone)]
+pub struct RelayFront {
+    /// Finds the owner of a session.
+    pub relay: Arc<SessionRelay>,
+    /// Counts the requests for sessions which are not here: each is looked up on the bus.
+    pub opener: Arc<SessionOpener>,
+}
+
+impl RelayFront {
+    /// Relays a request to the owner of its session, or serves it here. A source address that asks for unknown sessions
+    /// too often is refused before the bus is asked.
+    async fn serve_request(&self, target: RelayTarget, request: Request, next: Next) -> Response {
+        if request.method() == Method::OPTIONS {
+            return next.run(request).await;
+        }
+        let (parts, body) = request.into_parts();
+        let is_known = self.relay.is_owner_known(&target.name);
+        if !is_known && !self.opener.charge_session_lookup(source_of(&parts)) {
+            let retry = [(header::RETRY_AFTER, LOOKUP_RETRY_AFTER_SECONDS)];
+            return (StatusCode::TOO_MANY_REQUESTS, retry, "too many requests from one address\n").into_response();
+        }
+        self.relay.relay_or_serve(target, Request::from_parts(parts, body), next).await
+    }
+}
+
+/// Time after which a client repeats a request that was refused for the rate of its source address.
+const LOOKUP_RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
 /// The paths of the HTTP fallbacks.
 pub fn build_session_routes(state: &RouteState, guard: &RelayGuard) -> Router {
@@ -76,7 +108,7 @@ pub fn build_session_routes(state: &RouteState, guard: &RelayGuard) -> Router {
         let stateful = requests.with_state(context.clone());
         let relayed = match guard {
             RelayGuard::None => stateful,
-            RelayGuard::Outbound(relay) => stateful.layer(from_fn_with_state(relay.clone(), relay_xhr)),
+            RelayGuard::Outbound(front) => stateful.layer(from_fn_with_state(front.clone(), relay_xhr)),
             RelayGuard::Inbound(server) => stateful.layer(from_fn_with_state(server.clone(), accept_xhr)),
         };
         router = router.merge(
@@ -88,7 +120,7 @@ pub fn build_session_routes(state: &RouteState, guard: &RelayGuard) -> Router {
     if let Some(sockjs_routes) = sockjs::build_routes(shared, sockjs, settings, transports) {
         let relayed = match guard {
             RelayGuard::None => sockjs_routes,
-            RelayGuard::Outbound(relay) => sockjs_routes.layer(from_fn_with_state(relay.clone(), relay_sockjs)),
+            RelayGuard::Outbound(front) => sockjs_routes.layer(from_fn_with_state(front.clone(), relay_sockjs)),
             RelayGuard::Inbound(server) => sockjs_routes.layer(from_fn_with_state(server.clone(), accept_sockjs)),
         };
         router = router.merge(relayed.layer(DefaultBodyLimit::max(SEND_BODY_BYTES_MAX)));
@@ -98,19 +130,21 @@ pub fn build_session_routes(state: &RouteState, guard: &RelayGuard) -> Router {
 
 /// Serves a request of pusher-js's fallbacks here, or relays it to the owner of its session.
 async fn relay_xhr(
-    State(relay): State<Arc<SessionRelay>>,
-    Path((_, srv, session)): Path<(String, String, String)>,
+    State(front): State<RelayFront>,
+    Path((key, srv, session)): Path<(String, String, String)>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(id) = SessionId::parse(srv, session) else { return next.run(request).await };
+    // Without an app there is no session to look for.
+    let is_app_known = front.opener.apps.current().by_key(&key).is_some();
+    let Some(id) = SessionId::parse(srv, session).filter(|_| is_app_known) else { return next.run(request).await };
     let path = request.uri().path();
     let close_frame = path.ends_with("/xhr_streaming").then(|| {
         let closing = session_gone();
         (fallback::encode_close(closing.code, &closing.reason), "\n")
     });
     let is_receive = !path.ends_with("/xhr_send");
-    relay.relay_or_serve(RelayTarget { name: SessionName::Pusher(id), is_receive, close_frame }, request, next).await
+    front.serve_request(RelayTarget { name: SessionName::Pusher(id), is_receive, close_frame }, request, next).await
 }
 
 /// Accepts a request of pusher-js's fallbacks that another process relayed.
@@ -124,7 +158,7 @@ async fn accept_xhr(
 }
 
 /// Serves a request of `SockJS` here, or relays it to the owner of its session.
-async fn relay_sockjs(State(relay): State<Arc<SessionRelay>>, request: Request, next: Next) -> Response {
+async fn relay_sockjs(State(front): State<RelayFront>, request: Request, next: Next) -> Response {
     let Some((id, action)) = parse_session_request(&request) else { return next.run(request).await };
     let close_frame = match action {
         SessionAction::Stream | SessionAction::EventSource | SessionAction::HtmlFile => {
@@ -134,7 +168,7 @@ async fn relay_sockjs(State(relay): State<Arc<SessionRelay>>, request: Request, 
         _ => None,
     };
     let is_receive = action.transport().is_some();
-    relay.relay_or_serve(RelayTarget { name: SessionName::SockJs(id), is_receive, close_frame }, request, next).await
+    front.serve_request(RelayTarget { name: SessionName::SockJs(id), is_receive, close_frame }, request, next).await
 }
 
 /// Accepts a request of `SockJS` that another process relayed.

@@ -10,17 +10,17 @@ pub(crate) mod publish;
 pub(crate) mod refusal;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use futures::future::join_all;
 use serde_json::{Map, Value, json};
 
 use crate::edge::http_api::auth::ApiRequest;
 use crate::edge::http_api::channel_info::ChannelAttributes;
-use crate::edge::http_api::refusal::{ApiRefusal, bad_request};
-use crate::edge::metrics::RefusalReason;
+use crate::edge::http_api::refusal::{ApiRefusal, bad_request, respond_json};
 use publish::ApiEvent;
 pub use publish::{BATCH_EVENTS_MAX, EVENT_CHANNELS_MAX};
 
@@ -30,15 +30,12 @@ use crate::protocol::frame;
 use crate::protocol::registry::AppLimits;
 use crate::protocol::{AppId, ChannelKind, ChannelName};
 
-/// Time after which a backend repeats a request that the bus did not take.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
-
 /// Publishes one event: `POST /apps/{id}/events`.
-pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
+pub async fn trigger_event(State(shared): State<Arc<Hub>>, call: ApiRequest) -> Response {
     let answer = async {
-        let (app, limits) = call.authenticate(&shared, id)?;
+        let (app, limits) = (call.app, call.limits);
         let event = publish::parse_event(&call.body, limits.message_bytes)?;
-        broadcast_event(&shared, &app, &event).await.map_err(|error| bus_unavailable(&error))?;
+        broadcast_event(&shared, (&app, limits), &event).await.map_err(|error| bus_unavailable(&error))?;
         let channels = collect_attributes(&shared, &app, &event).await?;
         Ok(channels.map_or_else(|| json!({}), |channels| json!({ "channels": channels })))
     };
@@ -46,14 +43,14 @@ pub async fn trigger_event(State(shared): State<Arc<Hub>>, Path(id): Path<String
 }
 
 /// Publishes a batch of events: `POST /apps/{id}/batch_events`.
-pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
+pub async fn trigger_batch(State(shared): State<Arc<Hub>>, call: ApiRequest) -> Response {
     let answer = async {
-        let (app, limits) = call.authenticate(&shared, id)?;
+        let (app, limits) = (call.app, call.limits);
         let events = publish::parse_batch(&call.body, limits.message_bytes)?;
         let (mut list, mut asked) = (Vec::with_capacity(events.len()), false);
         let mut published = Ok(());
         for event in &events {
-            published = published.and(broadcast_event(&shared, &app, event).await);
+            published = published.and(broadcast_event(&shared, (&app, limits), event).await);
         }
         published.map_err(|error| bus_unavailable(&error))?;
         for event in &events {
@@ -69,14 +66,13 @@ pub async fn trigger_batch(State(shared): State<Arc<Hub>>, Path(id): Path<String
 }
 
 /// Lists the occupied channels: `GET /apps/{id}/channels`.
-pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String>, call: ApiRequest) -> Response {
+pub async fn list_channels(State(shared): State<Arc<Hub>>, call: ApiRequest) -> Response {
     let answer = async {
-        let (app, _) = call.authenticate(&shared, id)?;
         let (prefix, users) =
             channel_info::parse_list_query(call.query_parameter("filter_by_prefix"), call.query_parameter("info"))?;
         // A prefix that no name can have; some of its characters would mean something to the bus.
         let channels = if prefix.is_empty() || ChannelName::parse(prefix).is_ok() {
-            shared.list_channels(&app, prefix).await.map_err(|error| bus_unavailable(&error))?
+            shared.list_channels(&call.app, prefix).await.map_err(|error| bus_unavailable(&error))?
         } else {
             Vec::new()
         };
@@ -92,14 +88,14 @@ pub async fn list_channels(State(shared): State<Arc<Hub>>, Path(id): Path<String
 /// Shows one channel and its attributes: `GET /apps/{id}/channels/{name}`.
 pub async fn show_channel(
     State(shared): State<Arc<Hub>>,
-    Path((id, name)): Path<(String, String)>,
+    Path((_, name)): Path<(String, String)>,
     call: ApiRequest,
 ) -> Response {
     let answer = async {
-        let (app, channel) = authenticate_channel(&shared, &call, id, &name)?;
+        let channel = parse_channel(&name)?;
         let attributes = ChannelAttributes::parse(call.query_parameter("info").unwrap_or_default())?;
         attributes.check_channel_kind(&channel)?;
-        let seen = read_channel(&shared, &app, &channel).await?;
+        let seen = read_channel(&shared, &call.app, &channel).await?;
         let mut answer = attributes.values_for(&channel, &seen);
         answer.insert("occupied".to_owned(), (seen.connections > 0).into());
         Ok(Value::Object(answer))
@@ -110,40 +106,32 @@ pub async fn show_channel(
 /// Lists the users of a presence channel: `GET /apps/{id}/channels/{name}/users`.
 pub async fn list_users(
     State(shared): State<Arc<Hub>>,
-    Path((id, name)): Path<(String, String)>,
+    Path((_, name)): Path<(String, String)>,
     call: ApiRequest,
 ) -> Response {
     let answer = async {
-        let (app, channel) = authenticate_channel(&shared, &call, id, &name)?;
+        let channel = parse_channel(&name)?;
         if channel.kind() != ChannelKind::Presence {
             return Err(bad_request("users are known of presence channels only"));
         }
-        let seen = read_channel(&shared, &app, &channel).await?;
+        let seen = read_channel(&shared, &call.app, &channel).await?;
         let users: Vec<Value> = seen.users.into_iter().map(|id| json!({ "id": id })).collect();
         Ok(json!({ "users": users }))
     };
     respond_json(&shared, answer.await)
 }
 
-/// The authenticated app, and the channel that the path names.
-fn authenticate_channel(
-    shared: &Hub,
-    call: &ApiRequest,
-    id: String,
-    name: &str,
-) -> Result<(AppId, ChannelName), ApiRefusal> {
-    let (app, _) = call.authenticate(shared, id)?;
-    let channel = ChannelName::parse(name).map_err(|error| bad_request(error.to_string()))?;
-    Ok((app, channel))
+fn parse_channel(name: &str) -> Result<ChannelName, ApiRefusal> {
+    ChannelName::parse(name).map_err(|error| bad_request(error.to_string()))
 }
 
 /// Closes all connections of a user: `POST /apps/{id}/users/{user}/terminate_connections`.
 pub async fn terminate_user(
     State(shared): State<Arc<Hub>>,
-    Path((id, user)): Path<(String, String)>,
+    Path((_, user)): Path<(String, String)>,
     call: ApiRequest,
 ) -> Response {
-    terminate_user_connections(&shared, call.authenticate(&shared, id), &user).await
+    terminate_user_connections(&shared, call.app, &user).await
 }
 
 /// `POST /users/{user}/terminate_connections`, as Pusher's SDK for Python asks: its key says which app.
@@ -152,16 +140,11 @@ pub async fn terminate_user_by_key(
     Path(user): Path<String>,
     call: ApiRequest,
 ) -> Response {
-    terminate_user_connections(&shared, call.authenticate_by_key(&shared), &user).await
+    terminate_user_connections(&shared, call.app, &user).await
 }
 
-async fn terminate_user_connections(
-    shared: &Hub,
-    caller: Result<(AppId, AppLimits), ApiRefusal>,
-    user: &str,
-) -> Response {
+async fn terminate_user_connections(shared: &Hub, app: AppId, user: &str) -> Response {
     let answer = async {
-        let (app, _) = caller?;
         let channel = ChannelName::signed_in(user).ok_or_else(|| bad_request("this cannot be a user's id"))?;
         let terminated = shared.terminate_subscribers(ChannelKey { app, channel }).await;
         terminated.map_err(|error| bus_unavailable(&error))?;
@@ -174,15 +157,16 @@ async fn terminate_user_connections(
 ///
 /// # Errors
 /// The bus did not take the event, or not all of it: subscribers of other processes may lack it.
-async fn broadcast_event(shared: &Hub, app: &AppId, event: &ApiEvent) -> Result<(), BusError> {
+async fn broadcast_event(shared: &Hub, (app, limits): (&AppId, AppLimits), event: &ApiEvent) -> Result<(), BusError> {
     let mut unavailable = None;
+    let last_event_ttl = Duration::from_secs(limits.cache_seconds.into());
     shared.metrics.events_published.inc();
     let mut messages = Vec::with_capacity(event.channels.len());
     for channel in &event.channels {
         let subject = ChannelKey { app: app.clone(), channel: channel.clone() };
         if channel.is_cached() {
             let last = LastEvent { event: event.name.clone(), data: event.data.clone() };
-            if let Err(error) = shared.store_last_event(&subject, &last).await {
+            if let Err(error) = shared.store_last_event(&subject, &last, last_event_ttl).await {
                 tracing::debug!(%error, %channel, "last event not stored");
                 unavailable = Some(error);
             }
@@ -219,18 +203,4 @@ async fn read_channel(shared: &Hub, app: &AppId, channel: &ChannelName) -> Resul
 fn bus_unavailable(error: &BusError) -> ApiRefusal {
     tracing::debug!(%error, "HTTP API unavailable");
     (StatusCode::SERVICE_UNAVAILABLE, frame::BUS_UNAVAILABLE_MESSAGE.to_owned())
-}
-
-fn respond_json(shared: &Hub, answer: Result<Value, ApiRefusal>) -> Response {
-    match answer {
-        Ok(answer) => axum::Json(answer).into_response(),
-        Err((status, told)) => {
-            shared.metrics.refusals.with_label(RefusalReason::HttpApi).inc();
-            let mut response = (status, format!("{told}\n")).into_response();
-            if status == StatusCode::SERVICE_UNAVAILABLE {
-                response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
-            }
-            response
-        }
-    }
 }

@@ -3,7 +3,7 @@
 //! Each connection of an app with a quota joins an internal channel, so that the bus counts it and removes the connections
 //! of a dead process. While the bus is unavailable every connection is admitted: a quota is no reason to serve no one.
 
-use crate::bus::{BusError, ChannelKey};
+use crate::bus::{BusError, ChannelKey, JoinLimits};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::core::Hub;
 use crate::edge::session::Session;
@@ -33,7 +33,8 @@ impl QuotaSlot {
     pub async fn acquire(shared: &Hub, session: &Session, app: &App) -> Result<Option<Self>, CloseReason> {
         let Some(most) = app.limits.connections else { return Ok(None) };
         let counted = Self(ChannelKey { app: app.id.clone(), channel: ChannelName::all_connections() });
-        match shared.join_bounded_channel(&counted.0, &session.socket, most).await {
+        let limits = JoinLimits { connections_max: Some(most), ..JoinLimits::default() };
+        match shared.join_channel(&counted.0, &session.socket, None, limits).await {
             Ok(joined) => drop(joined.transitions.acknowledge_all()),
             Err(BusError::ConnectionLimit { is_temporary: true }) => {
                 return Err(CloseReason::new(

@@ -11,13 +11,14 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::bus::{
-    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, DecidedTransitions, JoinOutcome, LastEvent,
-    LastEventLookup,
+    BroadcastFrame, Bus, BusError, ChannelInfo, ChannelKey, CountUpdate, DecidedTransitions, JoinLimits, JoinOutcome,
+    LastEvent, LastEventLookup,
 };
 use crate::edge::apps::RegistryWatcher;
 use crate::edge::connection_log::ConnectionLog;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::{ChannelSubscribers, TERMINATED_MESSAGE};
+use crate::edge::intake::app_rates::AppRates;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::recorder::Recorder;
 use crate::protocol::frame::{self, PresenceMember, code};
@@ -42,6 +43,8 @@ pub struct Hub {
     pub bus: Arc<dyn Bus>,
     /// The recorder that writes the stream.
     pub recorder: Recorder,
+    /// The requests of the HTTP API of each app.
+    pub api_rates: AppRates,
     /// The metrics of this edge.
     pub metrics: Arc<EdgeMetrics>,
     /// The log of connects, refusals and closes, for readers that follow it.
@@ -91,18 +94,9 @@ impl Hub {
         subject: &ChannelKey,
         socket: &SocketId,
         member: Option<&PresenceMember>,
+        limits: JoinLimits,
     ) -> Result<JoinOutcome, BusError> {
-        self.with_timeout(self.bus.join_channel(subject, socket, member)).await
-    }
-
-    /// Joins a channel that may have this many connections at most.
-    pub async fn join_bounded_channel(
-        &self,
-        subject: &ChannelKey,
-        socket: &SocketId,
-        connections_max: u64,
-    ) -> Result<JoinOutcome, BusError> {
-        self.with_timeout(self.bus.join_bounded_channel(subject, socket, connections_max)).await
+        self.with_timeout(self.bus.join_bounded_channel(subject, socket, member, limits)).await
     }
 
     /// Waits until a membership change has been reported to the channel's subscribers of this process: frames that the
@@ -124,8 +118,13 @@ impl Hub {
     }
 
     /// Stores the last event of a cache channel.
-    pub async fn store_last_event(&self, subject: &ChannelKey, last: &LastEvent) -> Result<(), BusError> {
-        self.with_timeout(self.bus.store_last_event(subject, last)).await
+    pub async fn store_last_event(
+        &self,
+        subject: &ChannelKey,
+        last: &LastEvent,
+        ttl: Duration,
+    ) -> Result<(), BusError> {
+        self.with_timeout(self.bus.store_last_event(subject, last, ttl)).await
     }
 
     /// Looks up the last event of a cache channel.

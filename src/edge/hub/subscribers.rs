@@ -5,6 +5,7 @@
 //! frames in between.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -13,22 +14,26 @@ use tokio::sync::oneshot;
 
 use crate::bus::{BroadcastFrame, ChannelKey};
 use crate::edge::close_reason::CloseReason;
-use crate::edge::session::Session;
+use crate::edge::session::{QUEUED_FRAMES_MAX, Session};
 use crate::process::locks::lock_unpoisoned;
-use crate::protocol::SocketId;
 use crate::protocol::frame::code;
 use crate::protocol::record::EventOrder;
+use crate::protocol::{AppId, ChannelKind, SocketId};
 
 /// Number of independently locked tables.
 const SHARD_COUNT: usize = 16;
 
-/// Frames held back for one subscriber without its answer. The wait is short; beyond this the session is closed.
-pub const HELD_FRAMES_MAX: usize = 1_024;
+/// Frames held back for one subscriber without its answer: as many as may wait for a client in any case. The session of
+/// more is closed, since the bus is too slow for the channel.
+pub const HELD_FRAMES_MAX: usize = QUEUED_FRAMES_MAX;
 
 /// The message for clients whose user's connections the app's backend terminated.
 pub const TERMINATED_MESSAGE: &str = "the app's backend ended the connections of this user";
 
-type SubscriberShard = HashMap<ChannelKey, LocalChannel>;
+type SubscriberShard = HashMap<ChannelKey, SharedChannel>;
+
+/// A channel with a lock of its own: the fan-out of a large channel delays no other.
+type SharedChannel = Arc<Mutex<LocalChannel>>;
 
 /// The local subscribers of one channel.
 #[derive(Default)]
@@ -38,11 +43,15 @@ struct LocalChannel {
     reported_order: Option<EventOrder>,
     /// Callers that wait until a membership change is reported.
     report_waiters: Vec<(EventOrder, oneshot::Sender<()>)>,
+    /// Whether the last subscriber has left, so that the next one needs a new entry.
+    is_removed: bool,
 }
 
 /// The local subscribers by channel, in shards.
 pub struct ChannelSubscribers {
     shards: Vec<Mutex<SubscriberShard>>,
+    /// Number of channels of each app, without those of the server's own.
+    app_channels: Mutex<HashMap<AppId, usize>>,
     hasher: RandomState,
 }
 
@@ -69,23 +78,54 @@ pub struct SubscriptionAnswer {
 impl ChannelSubscribers {
     /// An empty table of subscribers.
     pub fn new() -> Self {
-        Self { shards: (0..SHARD_COUNT).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        let shards = (0..SHARD_COUNT).map(|_| Mutex::default()).collect();
+        Self { shards, app_channels: Mutex::default(), hasher: RandomState::new() }
     }
 
     /// Adds a session that waits for its answer: frames are held back from now on.
     pub fn begin_join(&self, subject: &ChannelKey, session: &Arc<Session>) {
         let subscriber = Subscriber { session: session.clone(), held_frames: Some(Vec::new()), roster_order: None };
+        loop {
+            let channel = self.find_or_insert(subject);
+            let mut there = lock_unpoisoned(&channel);
+            if !there.is_removed {
+                there.subscribers.insert(session.socket.clone(), subscriber);
+                return;
+            }
+            drop(there);
+            self.remove_channel(subject, &channel);
+        }
+    }
+
+    fn find_or_insert(&self, subject: &ChannelKey) -> SharedChannel {
         let mut part = self.lock_shard(subject);
-        part.entry(subject.clone()).or_default().subscribers.insert(session.socket.clone(), subscriber);
+        let channel = part.entry(subject.clone()).or_insert_with(|| {
+            if subject.channel.kind() != ChannelKind::Internal {
+                *lock_unpoisoned(&self.app_channels).entry(subject.app.clone()).or_default() += 1;
+            }
+            SharedChannel::default()
+        });
+        channel.clone()
+    }
+
+    fn find(&self, subject: &ChannelKey) -> Option<SharedChannel> {
+        self.lock_shard(subject).get(subject).cloned()
+    }
+
+    /// Whether the channel has subscribers here, or its app may have one more channel.
+    pub fn has_room(&self, subject: &ChannelKey, channels_max: Option<u32>) -> bool {
+        let Some(most) = channels_max else { return true };
+        let is_known = self.lock_shard(subject).contains_key(subject);
+        let count = lock_unpoisoned(&self.app_channels).get(&subject.app).copied().unwrap_or_default();
+        is_known || u32::try_from(count).unwrap_or(u32::MAX) < most
     }
 
     /// It was admitted: it gets the answer, the channel's last event, what was held back, and from now on everything.
     /// An event that was stored while it arrived is delivered once.
     pub fn complete_join(&self, subject: &ChannelKey, socket: &SocketId, answer: SubscriptionAnswer) {
-        let mut part = self.lock_shard(subject);
-        let Some(subscriber) = part.get_mut(subject).and_then(|there| there.subscribers.get_mut(socket)) else {
-            return;
-        };
+        let Some(channel) = self.find(subject) else { return };
+        let mut there = lock_unpoisoned(&channel);
+        let Some(subscriber) = there.subscribers.get_mut(socket) else { return };
         let SubscriptionAnswer { frame, last_event, roster_order } = answer;
         subscriber.roster_order = roster_order;
         let held = subscriber.held_frames.take().unwrap_or_default();
@@ -100,9 +140,9 @@ impl ChannelSubscribers {
     /// Waits until a membership change is reported to the channel's subscribers; at once when the channel has none.
     pub async fn wait_reported(&self, subject: &ChannelKey, order: EventOrder) {
         let reported = {
-            let mut part = self.lock_shard(subject);
-            let Some(there) = part.get_mut(subject) else { return };
-            if is_covered(Some(order), there.reported_order) {
+            let Some(channel) = self.find(subject) else { return };
+            let mut there = lock_unpoisoned(&channel);
+            if there.is_removed || is_covered(Some(order), there.reported_order) {
                 return;
             }
             let (sender, reported) = oneshot::channel();
@@ -115,18 +155,45 @@ impl ChannelSubscribers {
 
     /// Removes a session from a channel.
     pub fn remove(&self, subject: &ChannelKey, socket: &SocketId) {
-        let mut part = self.lock_shard(subject);
-        let Some(there) = part.get_mut(subject) else { return };
-        there.subscribers.remove(socket);
-        if there.subscribers.is_empty() {
+        let Some(channel) = self.find(subject) else { return };
+        {
+            let mut there = lock_unpoisoned(&channel);
+            there.subscribers.remove(socket);
+            if !there.subscribers.is_empty() {
+                return;
+            }
+            there.is_removed = true;
+            there.report_waiters.clear();
+        }
+        self.remove_channel(subject, &channel);
+    }
+
+    /// Removes the entry of a channel whose last subscriber has left, unless it is another entry by now.
+    fn remove_channel(&self, subject: &ChannelKey, channel: &SharedChannel) {
+        {
+            let mut part = self.lock_shard(subject);
+            if !part.get(subject).is_some_and(|there| Arc::ptr_eq(there, channel)) {
+                return;
+            }
             part.remove(subject);
+        }
+        if subject.channel.kind() == ChannelKind::Internal {
+            return;
+        }
+        let mut counts = lock_unpoisoned(&self.app_channels);
+        if let Entry::Occupied(mut count) = counts.entry(subject.app.clone()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
         }
     }
 
     /// Delivers a frame to all subscribers but the excepted one; closes them if the message says so.
     pub fn deliver(&self, message: &BroadcastFrame) {
-        let mut part = self.lock_shard(&message.subject);
-        let Some(there) = part.get_mut(&message.subject) else { return };
+        let Some(channel) = self.find(&message.subject) else { return };
+        let mut channel = lock_unpoisoned(&channel);
+        let there = &mut *channel;
         for (socket, subscriber) in &mut there.subscribers {
             if message.except.as_ref() == Some(socket) || is_covered(message.order, subscriber.roster_order) {
                 continue;
@@ -142,7 +209,7 @@ impl ChannelSubscribers {
             match &mut subscriber.held_frames {
                 None => subscriber.session.push(message.frame.clone()),
                 Some(held) if held.len() < HELD_FRAMES_MAX => held.push((message.frame.clone(), message.order)),
-                Some(_) => subscriber.session.close_slow_consumer(),
+                Some(_) => subscriber.session.close_for_slow_bus(),
             }
         }
         if message.order.is_some() {

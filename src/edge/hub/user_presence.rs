@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bus::{BusError, ChannelKey};
+use crate::bus::{BusError, ChannelKey, JoinLimits};
 use crate::edge::hub::core::Hub;
 use crate::edge::hub::subscribers::SubscriptionAnswer;
 use crate::edge::session::Session;
@@ -58,7 +58,7 @@ impl UserPresence {
         let watched = user.watchlist.iter().filter_map(|id| subject(ChannelName::watchers_of(id))).collect();
         let signed_in = Self { member: user.member, signed_in_channel: home, watched_channels: watched };
         shared.subscribers.begin_join(&signed_in.signed_in_channel, session);
-        match shared.join_channel(&signed_in.signed_in_channel, &session.socket, None).await {
+        match shared.join_channel(&signed_in.signed_in_channel, &session.socket, None, JoinLimits::default()).await {
             Ok(joined) => {
                 // The bus reports to the watchers that the user is online.
                 joined.transitions.acknowledge_all();

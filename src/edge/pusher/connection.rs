@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::bus::{BusError, ChannelKey, JoinOutcome, LastEventLookup};
+use crate::bus::{BusError, ChannelKey, JoinLimits, JoinOutcome, LastEventLookup};
 use crate::edge::apps::handshake::refusal_reason;
-use crate::edge::apps::rate_limit::{FixedWindow, TokenBucket};
+use crate::edge::apps::rate_limit::FixedWindow;
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::QuotaSlot;
 use crate::edge::hub::core::Hub;
@@ -21,6 +21,7 @@ use crate::edge::hub::subscription_count;
 use crate::edge::hub::user_presence::UserPresence;
 use crate::edge::metrics::{RefusalReason, WaitResult};
 use crate::edge::pusher::authorize::authorize_subscription;
+use crate::edge::pusher::pace::ConnectionPace;
 use crate::edge::pusher::pending_subscriptions::PendingQueue;
 use crate::edge::pusher::sent_error::SentError;
 use crate::edge::pusher::sign_in::{WATCHED_USERS_MAX, verify_sign_in};
@@ -34,14 +35,6 @@ use crate::protocol::{ChannelKind, ChannelName};
 
 /// Channels that one connection may be in.
 pub const CONNECTION_CHANNELS_MAX: usize = 2_048;
-
-/// Subscriptions and sign-ins that one connection may ask for at once. A client that comes back asks for all its
-/// channels at once.
-pub const REQUEST_BURST_MAX: u32 = 4_096;
-
-/// Subscriptions and sign-ins that one connection may ask for in a second, once it has asked for [`REQUEST_BURST_MAX`]. One that
-/// comes and goes without end would keep the bus busy for all.
-pub const REQUESTS_PER_SECOND_MAX: u32 = 100;
 
 /// Longest name of an event, in characters, as Pusher documents it.
 pub const EVENT_NAME_MAX_LEN: usize = 200;
@@ -80,7 +73,7 @@ pub struct Connection {
     /// Its place among the app's connections, where there may be so many only.
     quota_slot: Option<QuotaSlot>,
     pub(super) client_event_rate: FixedWindow,
-    request_bucket: TokenBucket,
+    pace: ConnectionPace,
     /// Ends the session that shows no signature in time; gone once it has shown one.
     authorization_deadline: Option<AbortOnDropHandle<()>>,
 }
@@ -131,7 +124,7 @@ impl Connection {
             user: None,
             quota_slot: counted,
             client_event_rate: FixedWindow::default(),
-            request_bucket: TokenBucket::new(REQUEST_BURST_MAX, REQUESTS_PER_SECOND_MAX),
+            pace: ConnectionPace::default(),
             authorization_deadline: deadline,
         }
     }
@@ -148,20 +141,24 @@ impl Connection {
         }
         match ClientMessage::parse(text) {
             Ok(message) if closing.is_some() && !matches!(message, ClientMessage::ClientEvent { .. }) => {}
-            Ok(ClientMessage::Ping) => self.session.push(frame::pong_frame().into()),
-            // That it came was all that it had to say.
-            Ok(ClientMessage::Pong) => {}
+            Ok(ClientMessage::Ping) => {
+                if self.pace.may_answer(&self.shared.metrics) {
+                    self.session.push(frame::pong_frame().into());
+                }
+            }
             Ok(ClientMessage::Subscribe { channel, auth, channel_data }) => {
                 self.subscribe(app, &channel, auth.as_deref(), channel_data.as_deref()).await;
             }
             Ok(ClientMessage::SignIn { auth, user_data }) => self.sign_in(app, &auth, &user_data).await,
             Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
             Ok(ClientMessage::ClientEvent { event, channel, data }) => {
-                if let Err(refusal) = self.publish_client_event(app, event, &channel, data).await {
+                if let Err(refusal) = self.publish_client_event(app, event, &channel, data).await
+                    && self.pace.may_answer(&self.shared.metrics)
+                {
                     self.send_refusal(refusal.reason, Some(code::CLIENT_EVENT_REFUSED), &refusal.message);
                 }
             }
-            Ok(ClientMessage::Other { event }) => {
+            Ok(ClientMessage::Other { event }) if self.pace.may_answer(&self.shared.metrics) => {
                 let shown: String = event.chars().take(64).collect();
                 self.send_refusal(
                     RefusalReason::UnknownEvent,
@@ -169,13 +166,29 @@ impl Connection {
                     &format!("the server has no answer to the event `{shown}`"),
                 );
             }
-            Err(error) => self.send_refusal(RefusalReason::NotAMessage, None, &error.to_string()),
+            Err(error) if self.pace.may_answer(&self.shared.metrics) => {
+                self.send_refusal(RefusalReason::NotAMessage, None, &error.to_string());
+            }
+            // A pong says nothing but that it came; the others exceed the rate of answers.
+            Ok(ClientMessage::Pong | ClientMessage::Other { .. }) | Err(_) => {}
         }
     }
 
     /// A frame in a form that the protocol does not have.
-    pub fn refuse_binary(&self) {
-        self.send_refusal(RefusalReason::Binary, None, "binary frames are not supported: send text");
+    pub fn refuse_binary(&mut self) {
+        if self.pace.may_answer(&self.shared.metrics) {
+            self.send_refusal(RefusalReason::Binary, None, "binary frames are not supported: send text");
+        }
+    }
+
+    /// Until when no message is to be read; `None` while the connection is not paused.
+    pub fn paused_until(&self) -> Option<Instant> {
+        self.pace.paused_until()
+    }
+
+    /// Ends the pause: messages are read again.
+    pub fn end_pause(&mut self) {
+        self.pace.end_pause();
     }
 
     /// Asks a silent client, or gives it up. Returns when to look again.
@@ -216,8 +229,8 @@ impl Connection {
     }
 
     async fn sign_in(&mut self, app: &App, auth: &str, user_data: &str) {
-        if !self.request_bucket.try_take(Instant::now()) {
-            return self.send_refusal(RefusalReason::RequestRate, Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
+        if let Err(reason) = self.pace.charge_request(self.session.source.as_deref(), &self.shared.metrics) {
+            return self.send_refusal(reason, Some(code::OVER_CAPACITY), RATE_LIMIT_MESSAGE);
         }
         let user = match verify_sign_in(app, &self.session.socket, auth, user_data) {
             Ok(user) => user,
@@ -262,9 +275,9 @@ impl Connection {
                 return self.refuse_channel_name(name, &error.to_string());
             }
         };
-        if !self.request_bucket.try_take(Instant::now()) {
+        if let Err(reason) = self.pace.charge_request(self.session.source.as_deref(), &self.shared.metrics) {
             return self.refuse_subscription(
-                RefusalReason::RequestRate,
+                reason,
                 &channel,
                 SubscriptionError { code: Some(code::OVER_CAPACITY), kind: "LimitReached", status: 429 },
                 RATE_LIMIT_MESSAGE,
@@ -295,6 +308,10 @@ impl Connection {
         if known {
             return self.resend_subscription(&subject).await;
         }
+        if !self.shared.subscribers.has_room(&subject, app.limits.channels) {
+            let told = "the app has all channels that it may have on this server";
+            return self.refuse_subscription(RefusalReason::AppChannels, &channel, LIMIT_ERROR, told);
+        }
         let Some(member) = member else {
             return match self.join_channel(&subject, None).await {
                 Ok(joined) => self.complete_join(subject, None, joined).await,
@@ -324,7 +341,14 @@ impl Connection {
         member: Option<&PresenceMember>,
     ) -> Result<JoinOutcome, BusError> {
         self.shared.subscribers.begin_join(subject, &self.session);
-        self.shared.join_channel(subject, &self.session.socket, member).await
+        self.shared.join_channel(subject, &self.session.socket, member, self.join_limits()).await
+    }
+
+    /// The limits of the app as they are now.
+    fn join_limits(&self) -> JoinLimits {
+        let registry = self.shared.apps.current();
+        let limits = registry.by_id(&self.session.app).map(|app| app.limits).unwrap_or_default();
+        JoinLimits { members_max: limits.presence_members, connections_max: None }
     }
 
     async fn abort_join(&self, channel: ChannelName, error: &BusError) {
@@ -395,7 +419,7 @@ impl Connection {
     /// Answers a repeated subscription again, with the roster of the bus; nothing changes.
     async fn resend_subscription(&self, subject: &ChannelKey) {
         let member = self.channels.get(&subject.channel).cloned().flatten();
-        match self.shared.join_channel(subject, &self.session.socket, member.as_ref()).await {
+        match self.shared.join_channel(subject, &self.session.socket, member.as_ref(), self.join_limits()).await {
             Ok(joined) => {
                 let roster = member.is_some().then_some(&joined.roster[..]);
                 self.session.push(frame::subscription_succeeded(&subject.channel, roster).into());

@@ -6,6 +6,7 @@
 pub(crate) mod authorize;
 pub(crate) mod client_event;
 pub(crate) mod connection;
+pub(crate) mod pace;
 pub(crate) mod pending_subscriptions;
 pub(crate) mod sent_error;
 pub(crate) mod sign_in;

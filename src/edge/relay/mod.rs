@@ -18,7 +18,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,9 @@ use crate::edge::metrics::{EdgeMetrics, RelayFailure};
 pub use crate::edge::relay::client::CONCURRENT_RELAYS_MAX;
 use crate::edge::relay::client::{ForwardRequest, RelayClient};
 pub use crate::edge::relay::server::RelayServer;
-use crate::edge::transport::session_ownership::{HttpSessions, RelayTarget, SessionClaim, SessionOwnership};
+use crate::edge::transport::session_ownership::{
+    HttpSessions, RelayTarget, SessionClaim, SessionName, SessionOwnership,
+};
 use crate::process::metrics::LabelValue;
 use crate::protocol::Secret;
 use directory::{OwnerDirectory, SessionOwner};
@@ -108,9 +110,14 @@ impl SessionRelay {
         (Arc::new(Self { directory, client: dialler, local_sessions: here, metrics }), following)
     }
 
+    /// Whether a request for the session needs no look-up on the bus: it is here, or its owner is cached.
+    pub fn is_owner_known(&self, name: &SessionName) -> bool {
+        self.local_sessions.has_session(name) || self.directory.cached_owner(&name.bus_key()).is_some()
+    }
+
     /// Serves a request here if its session is here or nowhere, and by its owner otherwise.
     pub async fn relay_or_serve(&self, asked: RelayTarget, request: Request, next: Next) -> Response {
-        if request.method() == Method::OPTIONS || self.local_sessions.has_session(&asked.name) {
+        if self.local_sessions.has_session(&asked.name) {
             return next.run(request).await;
         }
         let (parts, body) = request.into_parts();

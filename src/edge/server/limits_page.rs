@@ -4,18 +4,18 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::bus;
 use crate::edge::http::{listener, session_routes};
 use crate::edge::hub::subscribers;
+use crate::edge::intake::{byte_budget, capacity, sources};
 use crate::edge::pusher::connection;
-use crate::edge::pusher::{authorize, pending_subscriptions, sign_in};
+use crate::edge::pusher::{authorize, pace, pending_subscriptions, sign_in};
 use crate::edge::session::liveness;
-use crate::edge::session::registry;
 use crate::edge::transport::inbox;
 use crate::edge::transport::session_ownership;
 use crate::edge::transport::xhr::session as xhr_session;
 use crate::edge::transport::{socket, sockjs};
 use crate::edge::{http_api, recorder, relay, session};
+use crate::protocol::registry as protocol_registry;
 use crate::protocol::{channel, frame, rest};
 
 /// A limit with its unit.
@@ -144,6 +144,13 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
                 limit!("characters of an event's name", count(connection::EVENT_NAME_MAX_LEN), "400"),
             ],
         ),
+        (
+            "Source addresses",
+            "Of all clients of one app behind one address, on each edge; a network of IPv6 with a prefix of 64 bits is one \
+             address. Private addresses that no trusted proxy reports are not counted, nor are those of trusted proxies: \
+             list proxies in `REALTIME_TRUSTED_PROXIES`. RealtimeApps set the number of connections.",
+            list_source_limits(),
+        ),
         ("Processes", "Of all clients of one edge together.", list_process_limits()),
     ]
 }
@@ -151,8 +158,10 @@ fn list_sections() -> Vec<(&'static str, &'static str, Vec<LimitRow>)> {
 fn list_connection_limits() -> Vec<LimitRow> {
     vec![
         limit!("channels", count(connection::CONNECTION_CHANNELS_MAX), "error 4100, status 403"),
-        limit!("subscriptions and sign-ins at once", count(connection::REQUEST_BURST_MAX), "error 4100, status 429"),
-        limit!("and then in a second", count(connection::REQUESTS_PER_SECOND_MAX), "error 4100, status 429"),
+        limit!("subscriptions and sign-ins at once", count(pace::REQUEST_BURST_MAX), "error 4100, status 429"),
+        limit!("and then in a second", count(pace::REQUESTS_PER_SECOND_MAX), "error 4100, status 429"),
+        limit!("pings and invalid messages answered at once", count(pace::ANSWER_BURST_MAX), "dropped"),
+        limit!("and then in a second", count(pace::ANSWERS_PER_SECOND_MAX), "dropped"),
         limit!(
             "presence channels that wait for the bus",
             count(pending_subscriptions::CONNECTION_PENDING_MAX),
@@ -161,7 +170,11 @@ fn list_connection_limits() -> Vec<LimitRow> {
         limit!("time that they wait", time(pending_subscriptions::PENDING_TIMEOUT), "error 4100, status 503"),
         limit!("characters of a channel's name", count(channel::CHANNEL_NAME_MAX_LEN), "error"),
         limit!("characters of a user's id", count(channel::USER_ID_MAX_LEN), "error 4009"),
-        limit!("members of a presence channel", count(bus::PRESENCE_MEMBERS_MAX), "error 4100, status 403"),
+        limit!(
+            "members of a presence channel, unless its app has another limit",
+            count(protocol_registry::PRESENCE_MEMBERS_DEFAULT),
+            "error 4100, status 403"
+        ),
         limit!("size of a member's `user_info`", bytes(authorize::USER_INFO_BYTES_MAX), "error 4009, status 401"),
         limit!("size of `user_data`", bytes(sign_in::USER_DATA_BYTES_MAX), "error 4009"),
         limit!("users watched", count(sign_in::WATCHED_USERS_MAX), "error 4302, the first ones are watched"),
@@ -174,9 +187,50 @@ fn list_connection_limits() -> Vec<LimitRow> {
     ]
 }
 
+fn list_source_limits() -> Vec<LimitRow> {
+    vec![
+        limit!(
+            "connections, unless their app has another limit",
+            count(protocol_registry::CONNECTIONS_PER_SOURCE_DEFAULT),
+            "closed with 4100"
+        ),
+        limit!(
+            "new connections in a second, after as many at once as it may have",
+            count(sources::SOURCE_HANDSHAKES_PER_SECOND),
+            "closed with 4100"
+        ),
+        limit!(
+            "subscriptions, sign-ins and look-ups of sessions at once",
+            count(sources::SOURCE_REQUESTS_BURST),
+            "see the next"
+        ),
+        limit!(
+            "and then in a second",
+            count(sources::SOURCE_REQUESTS_PER_SECOND),
+            "the connection is read again later; a look-up is answered at once"
+        ),
+        limit!("such a pause", time(sources::SOURCE_PAUSE_MAX), "error 4100, status 429"),
+    ]
+}
+
 fn list_process_limits() -> Vec<LimitRow> {
     vec![
-        limit!("sessions", count(registry::OPEN_SESSIONS_MAX), "closed with 4100"),
+        limit!(
+            "sessions, unless the memory or `REALTIME_CONNECTIONS_MAX` allows fewer",
+            count(capacity::OPEN_CONNECTIONS_MAX),
+            "closed with 4100"
+        ),
+        limit!(
+            "bytes of unfinished requests and messages",
+            bytes(byte_budget::INPUT_BYTES_MAX),
+            "503, or closed with 4100"
+        ),
+        limit!(
+            "such bytes without a verified signature",
+            bytes(byte_budget::UNSIGNED_INPUT_BYTES_MAX),
+            "503, or closed with 4100"
+        ),
+        limit!("bytes of each of them that are not counted", bytes(byte_budget::UNCOUNTED_INPUT_BYTES), "see above"),
         limit!("sessions of pusher-js's fallbacks", count(xhr_session::XHR_SESSIONS_MAX), "503"),
         limit!("sessions of SockJS over HTTP", count(sockjs::SOCKJS_SESSIONS_MAX), "503"),
         limit!(

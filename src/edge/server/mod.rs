@@ -24,15 +24,18 @@ use crate::edge::apps::RegistryWatcher;
 use crate::edge::apps::client_address::TrustedProxies;
 use crate::edge::error::{StartError, StopError};
 use crate::edge::http::listener;
-use crate::edge::http::listener::{ConnectionLimit, ListenerSettings, ListenerTimeouts};
+use crate::edge::http::listener::{AddressLimit, ConnectionLimit, ListenerSettings, ListenerTimeouts, RequestScreen};
 use crate::edge::http::proxy_protocol::{ProxyProtocol, ProxyProtocolMode};
 use crate::edge::http::router::{build_public_router, build_relay_router};
-use crate::edge::http::session_routes::{RelayGuard, RouteState};
+use crate::edge::http::session_routes::{RelayFront, RelayGuard, RouteState};
 use crate::edge::hub::bus_events;
 use crate::edge::hub::core::Hub;
 use crate::edge::hub::fan_out;
 use crate::edge::hub::pending_counts::PendingCounts;
 use crate::edge::hub::subscribers::ChannelSubscribers;
+use crate::edge::intake::app_rates::AppRates;
+use crate::edge::intake::byte_budget::InputBudget;
+use crate::edge::intake::capacity::ProcessCapacity;
 use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::recorder::limits::QueueLimits;
 use crate::edge::recorder::{Recorder, RecorderTasks};
@@ -49,6 +52,8 @@ use crate::edge::transport::session_ownership::{HttpSessions, LocalSessions, ses
 use crate::edge::transport::sockjs;
 use crate::edge::transport::xhr::session::XhrSessions;
 use crate::kinesis;
+use crate::process::address_counts::AddressCounts;
+use crate::process::memory_limit::read_memory_limit;
 use crate::protocol::record::RecordOrigin;
 use crate::protocol::relay::RelayRefusal;
 use crate::protocol::{self, Transport};
@@ -118,19 +123,16 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         RecorderTasks { tracker: writers.clone(), closing: flushed.clone(), failures: failures.clone() };
     let (stream, limits) = (deps.kinesis.clone(), QueueLimits::DEFAULT);
     let recorder = Recorder::start(stream, apps.clone(), &origin, metrics.clone(), limits, &recorder_tasks);
-    let opener = Arc::new(SessionOpener {
-        apps: apps.clone(),
-        sessions: SessionRegistry::new(idle_timeouts.activity, metrics.clone()),
-        draining: Arc::default(),
-        session_tasks: TaskTracker::new(),
-        metrics: metrics.clone(),
-    });
+    let capacity = ProcessCapacity::from_values(&values, read_memory_limit());
+    let sessions = SessionRegistry::new(capacity.sessions, idle_timeouts.activity, metrics.clone());
+    let opener = Arc::new(SessionOpener::new(apps.clone(), sessions, metrics.clone()));
     let shared = Arc::new(Hub {
         apps: apps.clone(),
         subscribers: ChannelSubscribers::new(),
         pending_counts: PendingCounts::new(opener.session_tasks.clone(), opener.draining.clone()),
         bus: deps.bus,
         recorder,
+        api_rates: AppRates::default(),
         metrics,
         log: opener.sessions.log.clone(),
         offline_grace_tasks: TaskTracker::new(),
@@ -149,7 +151,11 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     if let (StreamCheck::Missing, Some(client)) = (found, deps.kinesis) {
         tasks.spawn(run_until_cancelled(stop.clone(), report_missing_stream(client, failures.clone())));
     }
-    let trusted = parse_trusted_proxies(&values);
+    let screen = RequestScreen {
+        trusted: parse_trusted_proxies(&values),
+        input: InputBudget::new(shared.metrics.clone()),
+        bodies_refused: shared.metrics.refusals.with_label(RefusalReason::InputBytes),
+    };
     let served = RouteState {
         shared: Arc::new(TransportContext { opener: opener.clone(), hub: shared.clone() }),
         fallback: fallback.clone(),
@@ -172,27 +178,26 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
             )?;
             let door =
                 RelayServer::new(process.clone(), settings.secrets.clone(), here.clone(), shared.metrics.clone());
-            let routes = build_relay_router(&served, &door);
+            let routes = build_relay_router(&served, &door, &screen);
             let refused = shared.metrics.relay_refusals.with_label(RelayRefusal::Full);
             let limit = Some(ConnectionLimit { most: relay::RELAY_CONNECTIONS_MAX, refused });
             let bounded = ListenerSettings { limit, ..ListenerSettings::default() };
             tasks.spawn(listener::serve(listener, routes, bounded, listening.clone()));
             let (peers, following) = SessionRelay::start(settings, here, shared.metrics.clone(), stop.clone()).await;
             tasks.spawn(following);
-            RelayGuard::Outbound(peers)
+            RelayGuard::Outbound(RelayFront { relay: peers, opener: opener.clone() })
         }
     };
     let (answers, checks) = build_admin_handlers(&values, &process, &shared, &drain, &stop).await;
-    let routes = build_public_router(&served, &guard, trusted.clone(), &checks);
+    let routes = build_public_router(&served, &guard, &screen, &checks);
     let settings = ListenerSettings {
         draining: opener.draining.started_token(),
-        headers_refused: shared.metrics.refusals.with_label(RefusalReason::ProxyHeader),
-        ..build_listener_settings(&values, &idle_timeouts, trusted)
+        ..build_listener_settings(&values, &idle_timeouts, &screen, capacity, &shared.metrics)
     };
     tasks.spawn(listener::serve(deps.public, routes, settings, listening.clone()));
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
-    tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), "the edge serves");
+    tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), connections = capacity.sessions, "the edge serves");
     let life = EdgeLifecycle { shared, opener, fallback, drain, listening, flushed, writers, stop, tasks };
     let life = tokio::spawn(life.run_until_shutdown(deps.shutdown, failed));
     Ok(RunningEdge { public, admin, process, life })
@@ -219,12 +224,20 @@ impl IdleTimeouts {
 fn build_listener_settings(
     values: &ServerConfig,
     idle_timeouts: &IdleTimeouts,
-    trusted: TrustedProxies,
+    screen: &RequestScreen,
+    capacity: ProcessCapacity,
+    metrics: &EdgeMetrics,
 ) -> ListenerSettings {
     let mode = ProxyProtocolMode::parse(values.text(name::PROXY_PROTOCOL));
+    let refused = |reason| metrics.refusals.with_label(reason);
+    let (counts, most) = (AddressCounts::default(), capacity.source_connections);
     ListenerSettings {
         timeouts: ListenerTimeouts { head: idle_timeouts.keep_alive, ..ListenerTimeouts::default() },
-        proxy_protocol: ProxyProtocol { mode, trusted },
+        limit: Some(ConnectionLimit { most: capacity.connections, refused: refused(RefusalReason::ListenerFull) }),
+        address_limit: Some(AddressLimit { most, counts, refused: refused(RefusalReason::ListenerSource) }),
+        input: Some(screen.input.clone()),
+        proxy_protocol: ProxyProtocol { mode, trusted: screen.trusted.clone() },
+        headers_refused: refused(RefusalReason::ProxyHeader),
         base_path: values.text(name::BASE_PATH).to_owned(),
         ..ListenerSettings::default()
     }

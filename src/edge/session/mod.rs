@@ -21,13 +21,14 @@ use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
 use crate::edge::close_reason::CloseReason;
-use crate::edge::metrics::EdgeMetrics;
+use crate::edge::intake::sources::ClientSource;
+use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::session::deferred_wake::defer_wakes;
 use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
 use crate::process::clock;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
-use crate::protocol::frame::code;
+use crate::protocol::frame::{BUS_UNAVAILABLE_MESSAGE, code};
 use crate::protocol::{AppId, SocketId, Transport};
 
 /// Frames that wait for one client.
@@ -56,6 +57,18 @@ pub enum OutgoingItem {
 /// Bytes that wait for all clients of the process.
 pub type ByteBudget = Arc<AtomicUsize>;
 
+/// The client that a session is opened for.
+pub struct SessionOrigin {
+    /// The public id of the session.
+    pub socket: SocketId,
+    /// The app of the client.
+    pub app: AppId,
+    /// The transport that carries it.
+    pub transport: Transport,
+    /// Where the client comes from; `None` where clients cannot be told apart.
+    pub source: Option<Arc<ClientSource>>,
+}
+
 /// The session of one client.
 pub struct Session {
     /// The public id of the session.
@@ -66,6 +79,8 @@ pub struct Session {
     pub transport: Transport,
     /// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
     pub activity_timeout: Duration,
+    /// Where the client comes from; `None` where clients cannot be told apart.
+    pub source: Option<Arc<ClientSource>>,
     /// When it was opened.
     pub opened_at: Instant,
     state: Mutex<SessionState>,
@@ -91,8 +106,7 @@ struct SessionState {
 impl Session {
     /// A session without an outlet yet.
     pub fn new(
-        (socket, app): (SocketId, AppId),
-        transport: Transport,
+        SessionOrigin { socket, app, transport, source }: SessionOrigin,
         activity_timeout: Duration,
         budget: ByteBudget,
         metrics: Arc<EdgeMetrics>,
@@ -109,7 +123,18 @@ impl Session {
             liveness: LivenessTracker::new(now, activity_timeout),
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
-        Arc::new(Self { socket, app, transport, activity_timeout, opened_at: now, state, changed, budget, metrics })
+        Arc::new(Self {
+            socket,
+            app,
+            transport,
+            activity_timeout,
+            source,
+            opened_at: now,
+            state,
+            changed,
+            budget,
+            metrics,
+        })
     }
 
     /// An entry of the connection log about this session.
@@ -142,6 +167,12 @@ impl Session {
             self.close_slow_consumer();
         }
         self.changed.notify_waiters();
+    }
+
+    /// Ends a session whose subscription waits so long for the bus that no more frames can be held back for it.
+    pub fn close_for_slow_bus(&self) {
+        self.metrics.refusals.with_label(RefusalReason::Bus).inc();
+        self.close(CloseReason::new(code::OVER_CAPACITY, BUS_UNAVAILABLE_MESSAGE));
     }
 
     /// Ends a session for which more waits than may wait; what waits is dropped.
@@ -320,8 +351,9 @@ pub(crate) mod tests {
     use futures::FutureExt;
 
     pub fn test_session() -> Arc<Session> {
-        let id = ("1.2".into(), "1".into());
-        Session::new(id, Transport::XhrStreaming, Duration::from_secs(55), ByteBudget::default(), Arc::default())
+        let (socket, app, transport) = ("1.2".into(), "1".into(), Transport::XhrStreaming);
+        let origin = SessionOrigin { socket, app, transport, source: None };
+        Session::new(origin, Duration::from_secs(55), ByteBudget::default(), Arc::default())
     }
 
     fn outgoing_now(outlet: &FrameReceiver) -> Option<OutgoingItem> {

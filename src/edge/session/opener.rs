@@ -3,7 +3,9 @@
 //! In: the key, the query and the address of a client. Out: a session in the registry, or the close reason, which is
 //! counted and logged. It must not know channels, nor the bus.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -13,7 +15,9 @@ use crate::edge::apps::RegistryWatcher;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::apps::handshake::{admit_handshake, check_app_enabled, refusal_reason};
 use crate::edge::close_reason::CloseReason;
-use crate::edge::metrics::EdgeMetrics;
+use crate::edge::intake::app_rates::AppRates;
+use crate::edge::intake::sources::{ClientSources, RequestPace, SourceRefusal, SourceSlot};
+use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::session::Session;
 use crate::edge::session::drain_signal::DrainSignal;
 use crate::edge::session::registry::{SessionGuard, SessionRegistry};
@@ -21,6 +25,7 @@ use crate::process::clock;
 use crate::process::metrics::LabelValue;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::frame::code;
+use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, SocketId, Transport};
 
 /// Opens sessions while the process does not drain.
@@ -31,6 +36,10 @@ pub struct SessionOpener {
     pub sessions: Arc<SessionRegistry>,
     /// The drain: once it has started, no session is admitted.
     pub draining: Arc<DrainSignal>,
+    /// The source addresses of clients.
+    pub sources: ClientSources,
+    /// The handshakes of each app.
+    pub handshake_rates: AppRates,
     /// One task per session.
     pub session_tasks: TaskTracker,
     /// The metrics of this edge.
@@ -38,6 +47,19 @@ pub struct SessionOpener {
 }
 
 impl SessionOpener {
+    /// An opener that has admitted nobody yet.
+    pub fn new(apps: Arc<RegistryWatcher>, sessions: Arc<SessionRegistry>, metrics: Arc<EdgeMetrics>) -> Self {
+        Self {
+            apps,
+            sessions,
+            draining: Arc::default(),
+            sources: ClientSources::default(),
+            handshake_rates: AppRates::default(),
+            session_tasks: TaskTracker::new(),
+            metrics,
+        }
+    }
+
     /// Opens a session for a client that may have one.
     ///
     /// # Errors
@@ -49,9 +71,12 @@ impl SessionOpener {
         caller: &Caller,
         transport: Transport,
     ) -> Result<SessionGuard, CloseReason> {
-        let origin = caller.origin.as_deref();
-        let opened = admit_handshake(&self.apps.current(), key, query, origin)
-            .and_then(|app| self.admit_session(app, transport));
+        let registry = self.apps.current();
+        let admitted = admit_handshake(&registry, key, query, caller.origin.as_deref()).map_err(ClientRefusal::from);
+        let opened = admitted.and_then(|app| {
+            let slot = self.take_source_slot(&registry, &app, caller.source)?;
+            Ok(self.admit_session(app, transport, slot)?)
+        });
         match opened {
             Ok(mut place) => {
                 let Session { socket, app, .. } = &*place.session;
@@ -63,30 +88,35 @@ impl SessionOpener {
                 });
                 Ok(place)
             }
-            Err(closing) => {
-                self.count_refusal(&closing, caller, (Some(key), Some(transport)));
+            Err(ClientRefusal { closing, reason }) => {
+                self.report_refusal(&closing, reason, caller, (Some(key), Some(transport)));
                 Err(closing)
             }
         }
     }
 
     /// Counts and logs a client that is refused at once, with its key and its transport where they are known.
-    pub fn count_refusal(
+    pub fn count_refusal(&self, closing: &CloseReason, caller: &Caller, client: (Option<&str>, Option<Transport>)) {
+        self.report_refusal(closing, refusal_reason(closing), caller, client);
+    }
+
+    fn report_refusal(
         &self,
         closing: &CloseReason,
+        counted: RefusalReason,
         caller: &Caller,
         (key, transport): (Option<&str>, Option<Transport>),
     ) {
         let (code, reason) = (closing.code, &closing.reason);
         tracing::debug!(client = %caller.address, origin = ?caller.origin, code, reason, "a client was refused");
-        self.metrics.refusals.with_label(refusal_reason(closing)).inc();
+        self.metrics.refusals.with_label(counted).inc();
         self.sessions.log.write(|| ConnectionLogEntry {
             time_ms: clock::now_ms(),
             app: key.and_then(|key| self.apps.current().by_key(key).map(|app| app.id.clone())),
             socket: None,
             transport,
             event: ConnectionEvent::Refused {
-                reason: refusal_reason(closing).name().to_owned(),
+                reason: counted.name().to_owned(),
                 code: closing.code,
                 message: closing.reason.clone(),
                 address: caller.address,
@@ -95,9 +125,50 @@ impl SessionOpener {
         });
     }
 
-    fn admit_session(&self, app: AppId, transport: Transport) -> Result<SessionGuard, CloseReason> {
+    /// Charges a request that the relay looks up on the bus for a session which is not here. Returns whether it may.
+    pub fn charge_session_lookup(&self, source: Option<IpAddr>) -> bool {
+        let Some(source) = source else { return true };
+        let charged = self.sources.charge_request(&AppId::from(""), source, Instant::now());
+        if charged == RequestPace::Refused {
+            self.metrics.refusals.with_label(RefusalReason::SourceRequestRate).inc();
+        }
+        charged != RequestPace::Refused
+    }
+
+    /// Takes the place of a connection among those of its source, within the rates of source and app.
+    fn take_source_slot(
+        &self,
+        registry: &AppRegistry,
+        app: &AppId,
+        source: Option<IpAddr>,
+    ) -> Result<Option<SourceSlot>, ClientRefusal> {
+        let limits = registry.by_id(app).map(|app| app.limits).unwrap_or_default();
+        let now = Instant::now();
+        let take = |source| self.sources.take_slot(app, source, limits.connections_per_source, now);
+        let slot = source.map(take).transpose().map_err(|refusal| match refusal {
+            SourceRefusal::Connections => ClientRefusal::new(
+                RefusalReason::SourceConnections,
+                format!("the app allows {} connections from one address", limits.connections_per_source),
+            ),
+            SourceRefusal::HandshakeRate => ClientRefusal::new(
+                RefusalReason::SourceHandshakeRate,
+                "too many connections from one address, try again",
+            ),
+        })?;
+        if self.handshake_rates.try_take(registry, app, limits.handshakes_per_second, now) {
+            return Ok(slot);
+        }
+        Err(ClientRefusal::new(RefusalReason::HandshakeRate, "the app has too many new connections, try again"))
+    }
+
+    fn admit_session(
+        &self,
+        app: AppId,
+        transport: Transport,
+        slot: Option<SourceSlot>,
+    ) -> Result<SessionGuard, CloseReason> {
         let full = || CloseReason::new(code::OVER_CAPACITY, "the server is full, come back later");
-        let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport).ok_or_else(full)?;
+        let place = self.sessions.open(socket_id().ok_or_else(full)?, app, transport, slot).ok_or_else(full)?;
         // Checked only now: a session that was opened before the drain began, or before its app changed, is closed with
         // the others.
         if self.draining.is_started() {
@@ -105,6 +176,26 @@ impl SessionOpener {
         }
         check_app_enabled(&self.apps.current(), &place.session.app)?;
         Ok(place)
+    }
+}
+
+/// The refusal of a client, with the reason in the metrics.
+struct ClientRefusal {
+    closing: CloseReason,
+    reason: RefusalReason,
+}
+
+impl ClientRefusal {
+    /// A refusal that passes: the client is asked to come back later.
+    fn new(reason: RefusalReason, message: impl Into<String>) -> Self {
+        Self { closing: CloseReason::new(code::OVER_CAPACITY, message), reason }
+    }
+}
+
+impl From<CloseReason> for ClientRefusal {
+    fn from(closing: CloseReason) -> Self {
+        let reason = refusal_reason(&closing);
+        Self { closing, reason }
     }
 }
 

@@ -10,19 +10,18 @@ use tracing::Span;
 
 use crate::edge::apps::handshake::check_app_enabled;
 use crate::edge::connection_log::ConnectionLog;
+use crate::edge::intake::sources::SourceSlot;
 use crate::edge::metrics::EdgeMetrics;
-use crate::edge::session::{ByteBudget, Session};
+use crate::edge::session::{ByteBudget, Session, SessionOrigin};
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, SocketId, Transport};
 
-/// Bounds the open sessions of a process, over all transports.
-pub const OPEN_SESSIONS_MAX: usize = 100_000;
-
 /// The open sessions of the process.
 pub struct SessionRegistry {
     open: Mutex<HashMap<SocketId, Arc<Session>>>,
+    sessions_max: usize,
     activity_timeout: Duration,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
@@ -37,29 +36,36 @@ pub struct SessionGuard {
     /// The span of its log lines.
     pub span: Span,
     sessions: Arc<SessionRegistry>,
+    _source_slot: Option<SourceSlot>,
 }
 
 impl SessionRegistry {
-    /// A registry without any session. Each of its sessions is pinged after a silence of `activity_timeout`.
-    pub fn new(activity_timeout: Duration, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
+    /// A registry without any session, for `sessions_max` at most. Each is pinged after a silence of `activity_timeout`.
+    pub fn new(sessions_max: usize, activity_timeout: Duration, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
         let (open, budget, log) = (Mutex::default(), ByteBudget::default(), Arc::default());
-        Arc::new(Self { open, activity_timeout, budget, metrics, log })
+        Arc::new(Self { open, sessions_max, activity_timeout, budget, metrics, log })
     }
 
     /// Opens a session; `None` at the limit.
-    pub fn open(self: &Arc<Self>, socket: SocketId, app: AppId, transport: Transport) -> Option<SessionGuard> {
-        let (budget, metrics) = (self.budget.clone(), self.metrics.clone());
-        let session = Session::new((socket, app), transport, self.activity_timeout, budget, metrics);
+    pub fn open(
+        self: &Arc<Self>,
+        socket: SocketId,
+        app: AppId,
+        transport: Transport,
+        slot: Option<SourceSlot>,
+    ) -> Option<SessionGuard> {
+        let origin = SessionOrigin { socket, app, transport, source: slot.as_ref().map(SourceSlot::source) };
+        let session = Session::new(origin, self.activity_timeout, self.budget.clone(), self.metrics.clone());
         {
             let mut open = self.lock_open();
-            if open.len() >= OPEN_SESSIONS_MAX {
+            if open.len() >= self.sessions_max {
                 return None;
             }
             open.insert(session.socket.clone(), session.clone());
         }
         self.metrics.connections.with_label(transport).inc();
         self.metrics.connections_opened.with_label(transport).inc();
-        Some(SessionGuard { session, span: Span::none(), sessions: self.clone() })
+        Some(SessionGuard { session, span: Span::none(), sessions: self.clone(), _source_slot: slot })
     }
 
     /// Closes the sessions of removed and disabled apps after each change of the registry, until the token is cancelled.

@@ -52,7 +52,8 @@ pub async fn drive_http_session(
             }
             () = &mut in_flight, if drains => break None,
             reason = &mut aborted => break Some(reason),
-            Some(request) = inbox.recv() => {
+            // In a drain the messages that are in flight are applied at once.
+            Some(request) = inbox.recv(), if drains || connection.paused_until().is_none() => {
                 if duplicates.insert_if_new(request.mark.relay_number) {
                     ready = order.push(request.mark.number, request, Instant::now().into());
                 } else {

@@ -17,6 +17,8 @@ pub enum DueTimer {
     Liveness,
     /// A subscription waits for the bus.
     PendingSubscription,
+    /// The pause of the connection is over: its messages are read again.
+    PauseEnd,
 }
 
 /// The timers of one session.
@@ -38,6 +40,7 @@ impl SessionTimers {
             biased;
             () = self.liveness.as_mut() => DueTimer::Liveness,
             () = connection.pending_due() => DueTimer::PendingSubscription,
+            () = wait_pause_end(connection) => DueTimer::PauseEnd,
         }
     }
 
@@ -50,6 +53,15 @@ impl SessionTimers {
                 self.liveness.as_mut().reset(next_check);
             }
             DueTimer::PendingSubscription => connection.retry_pending().await,
+            DueTimer::PauseEnd => connection.end_pause(),
         }
+    }
+}
+
+/// Resolves at the end of the connection's pause; never while it is not paused.
+async fn wait_pause_end(connection: &Connection) {
+    match connection.paused_until() {
+        Some(until) => sleep_until(until.into()).await,
+        None => std::future::pending().await,
     }
 }

@@ -4,11 +4,15 @@
 //! session's frames on the socket and the client's messages in the connection, to the end of either. It must not know
 //! paths, nor how a session is opened.
 
+use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::FromRequestParts;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -20,13 +24,15 @@ use tokio_tungstenite::tungstenite;
 use tracing::Instrument;
 
 use crate::edge::close_reason::CloseReason;
+use crate::edge::intake::byte_budget::InputBudgetExceeded;
+use crate::edge::intake::connection_input::ConnectionInput;
 use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{OutgoingItem, Session};
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_timers::SessionTimers;
-use crate::protocol::frame;
+use crate::protocol::frame::{self, code};
 use crate::protocol::sockjs::{self, HEARTBEAT_FRAME};
 
 /// Silence after which a `SockJS` client is sent a heartbeat, as the protocol requires.
@@ -101,6 +107,8 @@ pub enum SocketInput {
     Message(Utf8Bytes),
     /// The messages of one frame; none of them is a sign of life.
     Messages(Vec<String>),
+    /// A control frame between the parts of a message, which shows only that the client goes on.
+    Unfinished,
     /// Bytes, for which Pusher's protocol has no meaning.
     Binary,
 }
@@ -111,7 +119,7 @@ impl SocketInput {
         let (one, many) = match self {
             Self::Message(message) => (Some(message), vec![]),
             Self::Messages(messages) => (None, messages),
-            Self::Binary => (None, vec![]),
+            Self::Binary | Self::Unfinished => (None, vec![]),
         };
         one.into_iter().chain(many.into_iter().map(Utf8Bytes::from))
     }
@@ -170,12 +178,40 @@ fn limit_upgrade(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
 pub struct ClientSocket {
     wire: WebSocket,
     framing: SocketFraming,
+    input: MessageInput,
+}
+
+/// The count of the bytes of an unfinished message; `None` on a listener that does not count them.
+pub struct MessageInput(Option<Arc<ConnectionInput>>);
+
+impl<S: Sync> FromRequestParts<S> for MessageInput {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.extensions.get().cloned()))
+    }
+}
+
+impl MessageInput {
+    fn complete_message(&self) {
+        if let Some(input) = &self.0 {
+            input.complete_message();
+        }
+    }
+
+    /// Whether a control frame shows that the client lives.
+    fn is_alive_by_control_frame(&self, payload: &[u8]) -> bool {
+        self.0.as_ref().is_none_or(|input| input.is_alive_by_control_frame(payload.len()))
+    }
 }
 
 impl ClientSocket {
     /// Wraps an upgraded WebSocket.
-    pub fn new(wire: WebSocket, framing: SocketFraming) -> Self {
-        Self { wire, framing }
+    pub fn new(wire: WebSocket, framing: SocketFraming, input: MessageInput) -> Self {
+        if let Some(input) = &input.0 {
+            input.begin_messages();
+        }
+        Self { wire, framing, input }
     }
 
     /// The form of its messages.
@@ -205,7 +241,11 @@ impl ClientSocket {
     /// # Errors
     /// The end of the socket.
     pub async fn read(&mut self) -> Result<SocketInput, SocketEnd> {
-        match self.wire.recv().await {
+        let received = self.wire.recv().await;
+        if matches!(received, Some(Ok(Message::Text(_) | Message::Binary(_)))) {
+            self.input.complete_message();
+        }
+        match received {
             Some(Ok(Message::Text(text))) => match self.framing {
                 SocketFraming::Pusher | SocketFraming::SockjsRaw => Ok(SocketInput::Message(text)),
                 SocketFraming::SockjsFrames => {
@@ -214,7 +254,10 @@ impl ClientSocket {
             },
             Some(Ok(Message::Binary(_))) if self.framing == SocketFraming::Pusher => Ok(SocketInput::Binary),
             Some(Ok(Message::Binary(_))) => Err(SocketEnd::Broken),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(SocketInput::Messages(vec![])),
+            Some(Ok(Message::Ping(payload) | Message::Pong(payload))) => {
+                let is_alive = self.input.is_alive_by_control_frame(&payload);
+                Ok(if is_alive { SocketInput::Messages(vec![]) } else { SocketInput::Unfinished })
+            }
             Some(Ok(Message::Close(_))) | None => Err(SocketEnd::Gone),
             Some(Err(error)) => Err(unreadable_close_reason(error).map_or(SocketEnd::Gone, SocketEnd::Unreadable)),
         }
@@ -234,7 +277,9 @@ impl ClientSocket {
                 self.send_close_frame(code, reason, CLOSE_HANDSHAKE_TIMEOUT).await
             }
             SocketEnd::Unreadable(closing) => {
-                metrics.refusals.with_label(RefusalReason::Unreadable).inc();
+                let is_over_budget = closing.code == code::OVER_CAPACITY;
+                let reason = if is_over_budget { RefusalReason::InputBytes } else { RefusalReason::Unreadable };
+                metrics.refusals.with_label(reason).inc();
                 if self.send_close_frame(closing.code, &closing.reason, CLOSE_HANDSHAKE_TIMEOUT).await.is_some() {
                     sleep(UNREADABLE_LINGER_DELAY).await;
                 }
@@ -337,9 +382,11 @@ async fn drive_socket(
                 OutgoingItem::Close(closing) => break SocketEnd::Closed(closing),
                 OutgoingItem::Replaced => break SocketEnd::Gone,
             },
-            input = socket.read() => match input {
+            input = socket.read(), if connection.paused_until().is_none() => match input {
                 Ok(input) => {
-                    session.note_activity();
+                    if !matches!(input, SocketInput::Unfinished) {
+                        session.note_activity();
+                    }
                     if matches!(input, SocketInput::Binary) {
                         connection.refuse_binary();
                     }
@@ -394,6 +441,9 @@ fn unreadable_close_reason(error: axum::Error) -> Option<CloseReason> {
         Error::Utf8(_) => Some(CloseReason::new(INVALID_TEXT_CODE, "a text message must be UTF-8")),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
         Error::Protocol(_) => Some(CloseReason::new(PROTOCOL_ERROR_CODE, "what came is no frame of WebSocket")),
+        Error::Io(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
+            Some(CloseReason::new(code::OVER_CAPACITY, InputBudgetExceeded.to_string()))
+        }
         _ => None,
     }
 }

@@ -79,6 +79,13 @@ async fn signed(edge: &Edge, body: &[u8], then: u64) -> u16 {
     edge.http.post(url).body(body.to_vec()).send().await.expect("an answer").status().as_u16()
 }
 
+/// The path of a publish that was signed with a body, whatever is sent with it.
+fn signed_path() -> String {
+    let path = "/apps/1/events";
+    let query = rest::signed_query("key1", &Secret::new("secret1"), ("POST", path), b"x", now());
+    url::form_urlencoded::Serializer::new(format!("{path}?")).extend_pairs(query).finish().replace("?&", "?")
+}
+
 fn now() -> u64 {
     realtime_operator::process::clock::now_ms() / 1000
 }
@@ -91,7 +98,7 @@ async fn a_malformed_or_too_large_request_is_refused_at_once() {
     let large = format!("x: {}\r\n", "y".repeat(70 << 10));
     let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
                    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let events = |fields: &str| head("POST /apps/1/events", fields).into_bytes();
+    let events = |fields: &str| head(&format!("POST {}", signed_path()), fields).into_bytes();
     let not_utf8 =
         [b"GET /app/\xff?protocol=7 HTTP/1.1\r\nHost: x\r\n".as_slice(), upgrade.as_bytes(), b"\r\n"].concat();
     let chunked =
@@ -132,9 +139,9 @@ async fn a_body_that_does_not_arrive_times_out() {
     let length = "content-length: 100\r\n";
     let mut slow = Vec::new();
     for (address, path) in [
-        (sockets.running.public, "/apps/1/events"),
-        (fallbacks.running.public, "/pusher/app/key1/7/slow/xhr_send"),
-        (fallbacks.running.public, "/pusher/7/slow/xhr_send"),
+        (sockets.running.public, signed_path()),
+        (fallbacks.running.public, "/pusher/app/key1/7/slow/xhr_send".to_owned()),
+        (fallbacks.running.public, "/pusher/7/slow/xhr_send".to_owned()),
     ] {
         for part in ["", "[\"x"] {
             slow.push(Raw::send(address, head(&format!("POST {path}"), length) + part).await);

@@ -78,9 +78,8 @@ async fn redis_keys_and_frames() {
     bus.join_channel(&key("presence-room"), &socket, Some(&member)).await.expect("joined");
     bus.join_channel(&key("left"), &socket, None).await.expect("joined");
     let _unrecorded = bus.leave_channel(&key("left"), &socket, None).await.expect("left");
-    bus.store_last_event(&key("cache-news"), &LastEvent { event: "greeting".into(), data: r#"{"n":1.0}"#.into() })
-        .await
-        .expect("kept");
+    let last = LastEvent { event: "greeting".into(), data: r#"{"n":1.0}"#.into() };
+    bus.store_last_event(&key("cache-news"), &last, std::time::Duration::from_mins(30)).await.expect("kept");
     bus.claim_session("session-1", "p1").await.expect("owned");
     let peer = RelayPeer { process: "p1".into(), address: "10.0.0.1".parse().expect("an address") };
     bus.send_heartbeat(&peer).await.expect("registered");

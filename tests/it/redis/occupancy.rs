@@ -117,7 +117,7 @@ async fn the_last_event_is_cached_for_all_processes_and_a_miss_is_reported_once(
     let last = LastEvent { event: "e".into(), data: "\"é\"\n".into() };
     assert_eq!(one.look_up_last_event(&room).await, Ok(LastEventLookup::Missing { report_miss: true }));
     assert_eq!(two.look_up_last_event(&room).await, Ok(LastEventLookup::Missing { report_miss: false }));
-    one.store_last_event(&room, &last).await.expect("kept");
+    one.store_last_event(&room, &last, Duration::from_mins(30)).await.expect("kept");
     assert_eq!(two.look_up_last_event(&room).await, Ok(LastEventLookup::Found(last.clone())));
     let seen = two.inspect_channel(&room).await.expect("seen");
     let (kept, remaining) = seen.last.expect("an event");

@@ -18,15 +18,15 @@ use serde_json::json;
 use crate::edge::apps::client_address::Caller;
 use crate::edge::transport::inbox::RequestId;
 use crate::edge::transport::session_ownership::SessionOwnership;
-use crate::edge::transport::socket::{ClientSocket, SocketFraming, check_upgrade};
+use crate::edge::transport::socket::{ClientSocket, MessageInput, SocketFraming, check_upgrade};
 use crate::edge::transport::sockjs::answer::ReceiveAnswer;
 use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
-use crate::edge::transport::sockjs::route::{SessionAction, SockjsEndpoint};
 use crate::edge::transport::sockjs::socket::serve_socket;
 use crate::edge::transport::xhr::session::SessionError;
 use crate::process::clock;
 use crate::protocol::Transport;
 use crate::protocol::sockjs::{self, FrameWrapping};
+use crate::protocol::sockjs_route::{SessionAction, SockjsEndpoint, find_session_cookie};
 
 /// A year, in seconds.
 const CACHE_TTL_SECONDS: &str = "31536000";
@@ -65,7 +65,7 @@ pub async fn serve(
     (method, uri): (Method, Uri),
     headers: HeaderMap,
     caller: Caller,
-    upgrade: UpgradeResult,
+    (input, upgrade): (MessageInput, UpgradeResult),
     known: Option<Extension<SessionOwnership>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
@@ -97,9 +97,11 @@ pub async fn serve(
         (SockjsEndpoint::Iframe, _) => answer_iframe(&context, query, &headers),
         (SockjsEndpoint::Info, Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, GET"),
         (SockjsEndpoint::Info, _) => answer_info(&context, &headers),
-        (SockjsEndpoint::RawSocket, _) => upgrade_socket(context, upgrade, &headers, caller, SocketFraming::SockjsRaw),
+        (SockjsEndpoint::RawSocket, _) => {
+            upgrade_socket(context, (input, upgrade), &headers, caller, SocketFraming::SockjsRaw)
+        }
         (SockjsEndpoint::Session(_, SessionAction::Socket), _) => {
-            upgrade_socket(context, upgrade, &headers, caller, SocketFraming::SockjsFrames)
+            upgrade_socket(context, (input, upgrade), &headers, caller, SocketFraming::SockjsFrames)
         }
         (SockjsEndpoint::Session(..), Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, POST"),
         (SockjsEndpoint::Session(id, action @ (SessionAction::Send | SessionAction::JsonpSend)), _) => {
@@ -107,8 +109,19 @@ pub async fn serve(
             let sent = SendRequest { headers: &headers, caller, mark, body: &body };
             answer_send(&context, &id, action, sent).await
         }
+        (SockjsEndpoint::Session(id, _), _) if !may_open_session(&context, &id, &caller, &standing) => {
+            let retry = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static("5"))]);
+            build_response(StatusCode::TOO_MANY_REQUESTS, retry, "too many sessions from one address\n")
+        }
         (SockjsEndpoint::Session(id, action), _) => answer_receive(&context, &id, action, query, &headers, standing),
     }
+}
+
+/// Whether a receive may open its session: one that names no app is charged to the source address alone. The relay has
+/// charged those that it looked up.
+fn may_open_session(context: &SockjsContext, id: &str, caller: &Caller, standing: &SessionOwnership) -> bool {
+    let is_new = matches!(standing, SessionOwnership::Unowned(None)) && !context.sessions.has_id(id);
+    !is_new || context.shared.opener.charge_session_lookup(caller.source)
 }
 
 fn answer_receive(
@@ -205,7 +218,7 @@ async fn answer_send(context: &SockjsContext, id: &str, action: SessionAction, s
 
 fn upgrade_socket(
     context: SockjsContext,
-    upgrade: UpgradeResult,
+    (input, upgrade): (MessageInput, UpgradeResult),
     headers: &HeaderMap,
     caller: Caller,
     framing: SocketFraming,
@@ -222,7 +235,7 @@ fn upgrade_socket(
     let tasks = shared.opener.session_tasks.clone();
     upgrade.on_upgrade(move |wire| {
         // Tracked, so that the process waits for sessions that are about to leave.
-        tasks.track_future(serve_socket(ClientSocket::new(wire, framing), shared, caller))
+        tasks.track_future(serve_socket(ClientSocket::new(wire, framing, input), shared, caller))
     })
 }
 
@@ -337,11 +350,6 @@ fn is_behind_tls(request: &HeaderMap) -> bool {
         || read(header::ORIGIN).split_once("://").is_some_and(|(scheme, _)| is_https(scheme))
 }
 
-fn find_session_cookie(cookies: &str) -> Option<&str> {
-    let mut pairs = cookies.split(';').filter_map(|pair| pair.split_once('='));
-    pairs.find_map(|(name, value)| (name.trim() == "JSESSIONID" && !value.trim().is_empty()).then(|| value.trim()))
-}
-
 /// A header of our own making; what cannot be one is left out.
 fn insert_header(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
@@ -367,19 +375,6 @@ mod tests {
             let name: HeaderName = name.parse().expect("a name");
             let headers = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static(value))]);
             assert_eq!(is_behind_tls(&headers), is_tls, "{name}: {value}");
-        }
-    }
-
-    #[test]
-    fn the_clients_own_cookie_is_found_among_others() {
-        for (cookies, found) in [
-            ("JSESSIONID=abcdef", Some("abcdef")),
-            ("a=b; JSESSIONID=x ; c=d", Some("x")),
-            ("JSESSIONIDS=x", None),
-            ("JSESSIONID=", None),
-            ("", None),
-        ] {
-            assert_eq!(find_session_cookie(cookies), found, "{cookies}");
         }
     }
 }

@@ -9,7 +9,6 @@ pub(crate) mod answer;
 pub(crate) mod context;
 pub(crate) mod http;
 pub(crate) mod page;
-pub(crate) mod route;
 pub(crate) mod session;
 pub(crate) mod socket;
 

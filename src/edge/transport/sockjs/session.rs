@@ -18,7 +18,7 @@ use crate::edge::close_reason::CloseReason;
 use crate::edge::metrics::RefusalReason;
 use crate::edge::session::drain_signal::{CLOSE_LINGER_TIMEOUT, DrainSignal};
 use crate::edge::session::registry::SessionGuard;
-use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session};
+use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session, SessionOrigin};
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::http_session::drive_http_session;
 use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
@@ -77,6 +77,11 @@ pub enum ReceiveOutcome {
 }
 
 impl SockjsSessions {
+    /// Whether there is a session of this id.
+    pub fn has_id(&self, id: &str) -> bool {
+        self.lock_entries().contains_key(id)
+    }
+
     /// The receiver of a session, which is made if there is none.
     pub fn attach_receiver(
         self: &Arc<Self>,
@@ -226,9 +231,9 @@ impl SockjsEntry {
 
 /// A session that only says why there is none.
 fn open_refused_session(shared: &TransportContext, transport: Transport, closing: &CloseReason) -> Arc<Session> {
-    let id = (String::new().into(), AppId::from(""));
+    let origin = SessionOrigin { socket: String::new().into(), app: AppId::from(""), transport, source: None };
     // It is closed before any silence.
-    let session = Session::new(id, transport, Duration::MAX, ByteBudget::default(), shared.hub.metrics.clone());
+    let session = Session::new(origin, Duration::MAX, ByteBudget::default(), shared.hub.metrics.clone());
     session.push(frame::error_frame(Some(closing.code), &closing.reason).into());
     session.close(closing.clone());
     session

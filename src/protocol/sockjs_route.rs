@@ -1,7 +1,8 @@
-//! The meaning of each path below the base, and the methods that it takes.
+//! The requests of `SockJS` clients: the meaning of each path below the base, the methods that it takes, and the cookie of
+//! a load balancer. Pure.
 
-use crate::protocol::Transport;
-use crate::protocol::sockjs::FrameWrapping;
+use super::Transport;
+use super::sockjs::FrameWrapping;
 
 /// Longest session id. Clients use eight characters.
 const SESSION_ID_MAX_LEN: usize = 128;
@@ -44,6 +45,7 @@ pub enum SessionAction {
 
 impl SockjsEndpoint {
     /// Parses the rest of a path after the base; it may end with a slash.
+    #[must_use]
     pub fn from_path(rest: &str) -> Option<Self> {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         match rest {
@@ -67,6 +69,7 @@ impl SockjsEndpoint {
     }
 
     /// Returns the allowed methods.
+    #[must_use]
     pub fn allowed_methods(&self) -> &'static [&'static str] {
         match self {
             Self::Greeting | Self::Iframe | Self::RawSocket => &["GET"],
@@ -105,6 +108,7 @@ impl SessionAction {
     }
 
     /// Returns the transport of a session that this request opens; `None` if it opens none.
+    #[must_use]
     pub fn transport(self) -> Option<Transport> {
         Some(match self {
             Self::Socket => Transport::SockjsWebsocket,
@@ -116,11 +120,13 @@ impl SessionAction {
     }
 
     /// Whether the response has one frame only.
+    #[must_use]
     pub fn is_poll(self) -> bool {
         matches!(self, Self::Poll | Self::Jsonp)
     }
 
     /// Returns the wrapping of frames, unless it is a call of a function.
+    #[must_use]
     pub fn frame_wrapping(self) -> FrameWrapping {
         match self {
             Self::EventSource => FrameWrapping::Event,
@@ -130,9 +136,29 @@ impl SessionAction {
     }
 }
 
+/// Finds the value of a load balancer's cookie in a line of cookies.
+#[must_use]
+pub fn find_session_cookie(cookies: &str) -> Option<&str> {
+    let mut pairs = cookies.split(';').filter_map(|pair| pair.split_once('='));
+    pairs.find_map(|(name, value)| (name.trim() == "JSESSIONID" && !value.trim().is_empty()).then(|| value.trim()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clients_own_cookie_is_found_among_others() {
+        for (cookies, found) in [
+            ("JSESSIONID=abcdef", Some("abcdef")),
+            ("a=b; JSESSIONID=x ; c=d", Some("x")),
+            ("JSESSIONIDS=x", None),
+            ("JSESSIONID=", None),
+            ("", None),
+        ] {
+            assert_eq!(find_session_cookie(cookies), found, "{cookies}");
+        }
+    }
 
     #[test]
     fn a_path_means_one_thing_or_nothing() {
