@@ -484,19 +484,4 @@ impl Connection {
         self.send_error(&SentError { reason, code, message: told, channel: Some(channel.as_str()) });
         self.session.push(frame::subscription_error(channel.as_str(), kind, status, told).into());
     }
-
-    /// The same for a text that can be no channel's name. It is repeated, so that the client's channel of this name learns
-    /// of it, unless that would make a long answer.
-    fn refuse_channel_name(&self, name: &str, told: &str) {
-        let is_short = name.len() <= frame::EXPLANATION_MAX_LEN;
-        let (reason, channel) = (RefusalReason::ChannelName, is_short.then_some(name));
-        self.send_error(&SentError { reason, code: None, message: told, channel });
-        if is_short {
-            self.session.push(frame::subscription_error(name, "InvalidChannel", 400, told).into());
-        }
-    }
-
-    fn send_refusal(&self, reason: RefusalReason, code: Option<u16>, told: &str) {
-        self.send_error(&SentError { reason, code, message: told, channel: None });
-    }
 }

@@ -137,8 +137,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         log: opener.sessions.log.clone(),
         offline_grace_tasks: TaskTracker::new(),
     });
-    let fallback = Arc::new(XhrSessions::default());
-    let stop = CancellationToken::new();
+    let (fallback, stop) = (Arc::new(XhrSessions::default()), CancellationToken::new());
     let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
 
     let tasks = TaskTracker::new();
