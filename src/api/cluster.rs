@@ -4,11 +4,16 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expose::{
+    DnsSpec, EntranceSpec, alb_keep_alive_rule, alb_protocol_rule, canonical_host_rule, certificate_rule,
+    deregistration_rule, distinct_hosts_rule, immutable_class_rule, live_hosts_rule, public_certificate_rule,
+    routed_hosts_rule, tls_idle_rule,
+};
 pub use super::image::{ImageSpec, PullPolicy};
 use super::load_balancer::{LoadBalancerSpec, base_path_rule, keep_alive_rule};
 use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
-    EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
+    ClientOptions, EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
     RealtimeClusterStatus, RequestedProofStatus, StreamStatus, TransportState, TransportStatus,
 };
 use super::{EnabledState, SecretKeyRef, SecretRef};
@@ -36,6 +41,11 @@ pub const MAX_NAME: usize = 40;
     validation = Rule::new("self.spec.websocket.state == 'Enabled' || self.spec.sockjs.state == 'Enabled'").message("websocket and sockjs are both Disabled: enable one of them"),
     validation = Rule::new("self.spec.servers != 'Combined' || (self.spec.websocket.state == 'Enabled' && self.spec.sockjs.state == 'Enabled')").message("servers: Combined serves both: enable websocket and sockjs, or write servers: Separate"),
     validation = Rule::new("self.spec.webhooks.mode != 'Off' || (has(self.spec.webhooks.acknowledgeNoWebhooks) && self.spec.webhooks.acknowledgeNoWebhooks == self.metadata.name)").message("webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis"),
+    validation = Rule::new("!((has(self.spec.websocket.expose) && self.spec.websocket.expose.type in ['EKSNLB', 'EKSALB']) || (has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type in ['EKSNLB', 'EKSALB'])) || (has(self.spec.trustedProxies) && self.spec.trustedProxies.size() > 0)").message("expose.type EKSNLB and EKSALB need trustedProxies: write the networks of the load balancer's subnets, or every client has its address"),
+    validation = Rule::new("!has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts == self.spec.sockjs.hosts || !self.spec.websocket.hosts.exists(host, host in self.spec.sockjs.hosts)").message("websocket and sockjs share some of their hosts: write the same hosts for both, or none in common"),
+    validation = Rule::new("self.spec.servers == 'Combined' || !has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts != self.spec.sockjs.hosts || !has(self.spec.websocket.expose) || !(self.spec.websocket.expose.type in ['EKSNLB', 'LoadBalancer'])").message("a load balancer without paths leads a host to one server only: write other hosts for sockjs, or servers: Combined"),
+    validation = Rule::new("!has(self.spec.dns) || has(self.spec.websocket.hosts) || has(self.spec.sockjs.hosts)").message("dns without hosts has no record: write hosts, or remove dns"),
+    validation = Rule::new("!has(self.spec.sockjsClients.canonicalHost) || !has(self.spec.sockjs.canonicalHost)").message("sockjsClients.canonicalHost and sockjs.canonicalHost are the same setting: keep one of them"),
     // A name can be corrected until the stream exists, e.g. if another owner has a stream of that name.
     validation = Rule::new("(has(self.spec.webhooks.stream.name) == has(oldSelf.spec.webhooks.stream.name) && (!has(self.spec.webhooks.stream.name) || self.spec.webhooks.stream.name == oldSelf.spec.webhooks.stream.name)) || !has(oldSelf.status) || !has(oldSelf.status.stream) || oldSelf.status.stream.arn == '' || (has(self.spec.webhooks.stream.name) && self.spec.webhooks.stream.name == oldSelf.status.stream.name)").message("webhooks.stream.name is immutable once the stream exists, which holds undelivered events: keep the name in status.stream.name, or create another cluster and move to it"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
@@ -80,15 +90,22 @@ pub struct RealtimeClusterSpec {
     pub servers: ServerLayout,
     /// Edge servers for WebSocket.
     #[serde(default)]
-    #[x_kube(validation = keep_alive_rule(), validation = base_path_rule())]
+    #[x_kube(
+        validation = keep_alive_rule(), validation = base_path_rule(), validation = routed_hosts_rule(), validation = distinct_hosts_rule(), validation = canonical_host_rule(), validation = certificate_rule(), validation = public_certificate_rule(), validation = tls_idle_rule(), validation = deregistration_rule(), validation = alb_protocol_rule(), validation = alb_keep_alive_rule(), validation = immutable_class_rule(), validation = live_hosts_rule()
+    )]
     pub websocket: EdgeServer,
     /// Edge servers for the HTTP fallbacks of `SockJS`.
     #[serde(default)]
-    #[x_kube(validation = keep_alive_rule(), validation = base_path_rule())]
+    #[x_kube(
+        validation = keep_alive_rule(), validation = base_path_rule(), validation = routed_hosts_rule(), validation = distinct_hosts_rule(), validation = canonical_host_rule(), validation = certificate_rule(), validation = public_certificate_rule(), validation = tls_idle_rule(), validation = deregistration_rule(), validation = alb_protocol_rule(), validation = alb_keep_alive_rule(), validation = immutable_class_rule(), validation = live_hosts_rule()
+    )]
     pub sockjs: EdgeServer,
     /// Settings that the sockjs server sends to `SockJS` clients.
     #[serde(default)]
     pub sockjs_clients: SockjsClients,
+    /// The DNS records of all hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsSpec>,
     /// Networks of the load balancers and proxies in front of the edges, such as `10.20.0.0/16`: `X-Forwarded-For` is
     /// trusted only from these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -225,6 +242,9 @@ pub struct EdgeServer {
     /// Settings for the load balancer in front of the server.
     #[serde(flatten)]
     pub load_balancer: LoadBalancerSpec,
+    /// Hosts of the server, their certificate, and the object that leads clients to it.
+    #[serde(flatten)]
+    pub entrance: EntranceSpec,
     /// Settings of the pods.
     #[serde(flatten)]
     pub pods: PodSettings,
@@ -241,9 +261,10 @@ pub struct EdgeServer {
 #[serde(rename_all = "camelCase", default)]
 pub struct DrainSpec {
     /// Seconds in which the pod still serves and accepts clients although it is not ready any more, until load balancers
-    /// have deregistered it. An NLB in front of pods needs about 120, an ALB 30.
+    /// have deregistered it. Defaults to 120 with `expose.type: EKSNLB`, to 30 with EKSALB, and to 15 otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 3600))]
-    pub hold_seconds: u32,
+    pub hold_seconds: Option<u32>,
     /// Seconds after the hold in which clients are asked to reconnect, about a hundred per second, and faster only when
     /// there are too many for this time.
     #[schemars(range(min = 1, max = 3600))]
@@ -252,7 +273,7 @@ pub struct DrainSpec {
 
 impl Default for DrainSpec {
     fn default() -> Self {
-        Self { hold_seconds: 15, window_seconds: 120 }
+        Self { hold_seconds: None, window_seconds: 120 }
     }
 }
 
@@ -263,6 +284,7 @@ impl Default for EdgeServer {
             replicas: 3,
             drain: DrainSpec::default(),
             load_balancer: LoadBalancerSpec::default(),
+            entrance: EntranceSpec::default(),
             pods: PodSettings::default(),
             env: vec![],
         }

@@ -107,6 +107,12 @@ reasons! {
     ApplyFailed,
     /// Pods of the rendered template are still starting.
     RollingOut,
+    /// Every load balancer, Ingress and route has an address or a Gateway.
+    AddressPublished,
+    /// A load balancer, Ingress or route has no address, or no Gateway, yet.
+    LoadBalancerPending,
+    /// The API server lacks a kind that the entrance needs, or refuses the object.
+    ExposureUnavailable,
     /// The app is served.
     AppAccepted,
     /// Another app has this id or key.
@@ -160,6 +166,9 @@ pub mod condition {
     pub const DEAD_LETTER_READY: &str = "DeadLetterReady";
     /// Whether every child is applied and every pod has the rendered template and is ready.
     pub const WORKLOADS_AVAILABLE: &str = "WorkloadsAvailable";
+    /// Whether every load balancer, Ingress and route is there and has an address; present while the manifest asks for one. Not
+    /// part of Ready: journeys enter the cluster behind it.
+    pub const EXPOSED: &str = "Exposed";
     /// Whether the registry with every app was pushed to every pod.
     pub const APPS_SYNCED: &str = "AppsSynced";
     /// Whether journeys prove the delivery of webhooks.
@@ -220,6 +229,7 @@ impl Reason {
             | Self::StreamCreating
             | Self::StreamActive
             | Self::Applied
+            | Self::AddressPublished
             | Self::AppAccepted
             | Self::Deleting => "Nothing.",
             Self::ReadyWithoutWebhooks => "Nothing, if this is intended; otherwise set `webhooks.mode: Kinesis`.",
@@ -275,6 +285,12 @@ impl Reason {
             }
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
+            Self::LoadBalancerPending => {
+                "Wait some minutes; if it persists, read the events of the object named: its controller is missing, or refuses it."
+            }
+            Self::ExposureUnavailable => {
+                "Install the CRDs that the message names, or choose another `expose.controller`; correct what the API server refuses."
+            }
             Self::KeyConflict => "Give the younger app another id or key.",
             Self::AppInvalid => "Correct the field named, or the Secret that the message names.",
             Self::CredentialsNotOurs => {

@@ -10,17 +10,19 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", default)]
 pub struct LoadBalancerSpec {
     /// Silence after which client and server ping each other: less than the time after which the load balancer closes an
-    /// idle connection. Defaults to 55.
+    /// idle connection. Defaults to 120 where the operator sets that time, with `expose`, and to 55 otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 5, max = 3600))]
     pub activity_timeout_seconds: Option<u32>,
     /// Time for which a pod keeps an idle connection of HTTP open: longer than the load balancer keeps its own. Defaults
-    /// to 120.
+    /// to 240 where the activity timeout defaults to 120, and to 120 otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 7200))]
     pub keep_alive_seconds: Option<u32>,
-    /// Whether a connection from `trustedProxies` begins with a header of the PROXY protocol, version 1 or 2.
-    pub proxy_protocol: ProxyProtocol,
+    /// Whether a connection from `trustedProxies` begins with a header of the PROXY protocol, version 1 or 2. Defaults to
+    /// `Accepted` with `expose.type: EKSNLB`, and to `Disabled` otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// Prefix that each public path may have, such as `/ws` for `wsPath` of pusher-js. Requests without it are served, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200), regex(pattern = r"^(/[A-Za-z0-9._~-]+)+$"))]
@@ -33,10 +35,9 @@ pub struct LoadBalancerSpec {
 }
 
 /// Whether a connection begins with a header of the PROXY protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ProxyProtocol {
     /// No connection begins with one.
-    #[default]
     Disabled,
     /// A connection from a trusted proxy may begin with one.
     Accepted,
@@ -46,8 +47,9 @@ pub enum ProxyProtocol {
 
 /// The rule that a server keeps an idle connection for longer than two pings take.
 pub(super) fn keep_alive_rule() -> Rule {
-    Rule::new("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : 55)")
-        .message("keepAliveSeconds (120 by default) is less than twice activityTimeoutSeconds: raise it")
+    let tuned = "has(self.expose) && has(self.expose.controller) && !(self.expose.controller in ['Traefik', 'NginxGatewayFabric', 'Other'])";
+    Rule::new(format!("(has(self.keepAliveSeconds) ? self.keepAliveSeconds : {tuned} ? 240 : 120) >= 2 * (has(self.activityTimeoutSeconds) ? self.activityTimeoutSeconds : {tuned} ? 120 : 55)"))
+        .message("keepAliveSeconds (by default 120, or 240 where the operator sets the load balancer's timeout) is less than twice activityTimeoutSeconds: raise it")
 }
 
 /// The rule that a prefix hides none of the server's own paths.

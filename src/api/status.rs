@@ -34,7 +34,13 @@ pub struct RealtimeClusterStatus {
     /// Names of the immutable copies of referenced Secrets that pods read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secret_copies: Vec<String>,
-    /// Addresses for clients within the Kubernetes cluster.
+    /// Hosts whose DNS records external-dns may write: their server was proven once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published_hosts: Vec<String>,
+    /// Objects of kinds that a cluster may lack, such as `HTTPRoute eu-websocket`, which the operator created.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub optional_children: Vec<String>,
+    /// Addresses for clients and backends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointsStatus>,
     /// Release of the servers that run; the former one until a rollout is complete.
@@ -195,15 +201,64 @@ pub struct StreamStatus {
     pub pending_steps: Vec<String>,
 }
 
-/// Addresses for clients within the Kubernetes cluster.
+/// Addresses for clients and backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct EndpointsStatus {
-    /// `HOST:PORT` of the WebSocket edges; empty when they are disabled.
+    /// `HOST:PORT` of the WebSocket edges within the Kubernetes cluster; empty when they are disabled.
     #[serde(default)]
     pub websocket: String,
-    /// `HOST:PORT` of the fallback edges; empty when they are disabled.
+    /// `HOST:PORT` of the fallback edges within the Kubernetes cluster; empty when they are disabled.
     #[serde(default)]
     pub sockjs: String,
+    /// URL of the HTTP API within the Kubernetes cluster, for backends.
+    #[serde(default)]
+    pub api: String,
+    /// Options of pusher-js for clients outside the Kubernetes cluster, ready to paste; absent without `hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_options: Option<ClientOptions>,
+}
+
+/// Options of pusher-js, in its own spelling.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientOptions {
+    /// Name of a cluster of Pusher, which pusher-js demands and does not use beside the hosts.
+    #[serde(default)]
+    pub cluster: String,
+    /// Host for clients by WebSocket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ws_host: Option<String>,
+    /// Port for WebSocket without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ws_port: Option<u16>,
+    /// Port for WebSocket with TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wss_port: Option<u16>,
+    /// Prefix of the path for WebSocket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ws_path: Option<String>,
+    /// Host for the HTTP fallbacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_host: Option<String>,
+    /// Port for the HTTP fallbacks without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_port: Option<u16>,
+    /// Port for the HTTP fallbacks with TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https_port: Option<u16>,
+    /// Path for the HTTP fallbacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_path: Option<String>,
+    /// Whether clients use TLS only.
+    #[serde(rename = "forceTLS", default)]
+    pub force_tls: bool,
+    /// Whether clients report statistics to Pusher.
+    #[serde(default)]
+    pub enable_stats: bool,
+    /// Transports to try, where one server has hosts and the other has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub enabled_transports: Vec<String>,
 }
 
 fn unobserved_status() -> i64 {
@@ -222,6 +277,8 @@ impl Default for RealtimeClusterStatus {
     fn default() -> Self {
         Self {
             secret_copies: vec![],
+            published_hosts: vec![],
+            optional_children: vec![],
             observed_generation: unobserved_status(),
             conditions: vec![],
             gate: None,

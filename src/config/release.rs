@@ -21,6 +21,9 @@ impl Release {
     /// The first release whose servers read the list of disabled endpoints, and batching and headers of an endpoint.
     pub const ENDPOINT_SETTINGS: Self = Self { major: 0, minor: 2, patch: 0 };
 
+    /// The first release whose servers have health checks on the public port, and read the settings for a load balancer.
+    pub const LOAD_BALANCER_SETTINGS: Self = Self { major: 0, minor: 2, patch: 0 };
+
     /// The release of this program.
     #[must_use]
     pub fn own() -> Self {

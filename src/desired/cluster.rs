@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
+use super::expose::{DrainPhases, Exposure};
 use super::pod_settings::{ServerAccount, ServerPods};
 use super::problem::RefusedApp;
 use super::secret_copies::SecretCopy;
@@ -42,6 +43,8 @@ pub struct ValidCluster {
     pub restarted_at: Option<String>,
     /// Servers that are deployed: edges, then the dispatcher, if there are webhooks.
     pub servers: Vec<ValidServer>,
+    /// Entrances for clients outside the Kubernetes cluster.
+    pub exposures: Vec<Exposure>,
     /// Copies of the Secrets and of the generated values that pods read at their start.
     pub secret_copies: Vec<SecretCopy>,
     /// The Kinesis stream, with the access to it.
@@ -110,15 +113,8 @@ pub struct EdgeSettings {
     pub drain: DrainPhases,
     /// Settings for the load balancer in front of it.
     pub load_balancer: LoadBalancerSettings,
-}
-
-/// How long a terminating edge serves, then moves its clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainPhases {
-    /// Time in which a pod still serves although it is not ready any more.
-    pub hold: Duration,
-    /// Time after the hold in which clients are asked to reconnect.
-    pub window: Duration,
+    /// Seconds for which a new pod is ready before the next one is replaced.
+    pub min_ready_seconds: u32,
 }
 
 /// Settings of the dispatcher.

@@ -20,7 +20,10 @@ const ROUND_SECONDS: u64 = 2;
 #[must_use]
 pub fn estimate_rollout(cluster: &ValidCluster) -> Duration {
     let stream = cluster.dispatcher().map_or(0, |_| STREAM_CREATION_SECONDS);
-    let pods = |server: &ValidServer| POD_ADMISSION_SECONDS * u64::try_from(server.replicas).unwrap_or_default();
+    let min_ready = |server: &ValidServer| server.edge().map_or(0, |edge| u64::from(edge.min_ready_seconds));
+    let pods = |server: &ValidServer| {
+        (POD_ADMISSION_SECONDS + min_ready(server)) * u64::try_from(server.replicas).unwrap_or_default()
+    };
     let rollout = cluster.servers.iter().map(pods).max().unwrap_or_default();
     let rounds = ROUND_SECONDS * u64::try_from(cluster.gate.open_after).unwrap_or_default();
     Duration::from_secs(stream + rollout + rounds) + cluster.gate.timeout

@@ -13,6 +13,7 @@ mod cluster;
 mod credentials;
 mod environment;
 mod estimate;
+pub mod expose;
 mod image_reference;
 mod known_injectors;
 mod kubernetes_names;
@@ -37,13 +38,13 @@ pub use app_credentials::{
     cluster_pair_purposes, find_cluster_pair, recall_app_credentials, recall_pairs, render_app_credentials,
 };
 pub use cluster::{
-    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, EdgeSettings, GateSettings, LoadBalancerSettings,
-    ProbeApp, RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer,
-    ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, EdgeSettings, GateSettings, LoadBalancerSettings, ProbeApp,
+    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 pub use credentials::{ClusterCredentials, generate_all_credentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use estimate::estimate_rollout;
+pub use expose::{DrainPhases, find_published_hosts};
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};

@@ -9,11 +9,11 @@ use super::apps::{
     ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
 };
 use super::cluster::{
-    AwsIdentity, DeadLetterStream, DispatcherSettings, DrainPhases, EdgeSettings, GateSettings, LoadBalancerSettings,
-    ProbeApp, RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer,
-    ValidStream,
+    AwsIdentity, DeadLetterStream, DispatcherSettings, EdgeSettings, GateSettings, LoadBalancerSettings, ProbeApp,
+    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
+use super::expose::{DrainPhases, ExposeDefaults, find_expose_problems, resolve_exposures};
 use super::kubernetes_names::is_dns_label;
 use super::pod_settings::{ServerAccount, ServerPods, find_key_problems};
 use super::problem::{ManifestProblem, RefusalCause, RefusedApp, describe_app};
@@ -25,7 +25,7 @@ use super::server_image::{ServerImage, WantedImage};
 use super::webhook_endpoints::{find_refused_endpoints, limit_to_release};
 use crate::api::cluster::{
     DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
-    ServerLayout, SockjsClients, StreamMode, WebhooksMode,
+    ServerLayout, StreamMode, WebhooksMode,
 };
 use crate::api::load_balancer::{LoadBalancerSpec, ProxyProtocol};
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
@@ -83,12 +83,16 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let image = ServerImage::choose(wanted, inputs.recorded_image, inputs.own_image);
     let image = image.map_err(|message| problems.push(cluster_problem(cluster, "spec.version", &message)));
     let stream = validate_stream(cluster, &credentials.uid).map_err(|found| problems.extend(found));
+    let release = image.as_ref().map_or_else(|()| Release::own(), |image| image.release);
+    let servers = resolve_servers(spec, release);
+    let exposures = resolve_exposures(cluster, &servers, release);
+    let found = find_expose_problems(spec, &exposures, release);
+    problems.extend(found.iter().map(|(path, message)| cluster_problem(cluster, path, message)));
     let (Ok(stream), Ok(image), []) = (stream, image, problems.as_slice()) else { return Err(problems) };
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
     let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
     let (apps, refused) = validate_apps(inputs, &probe, image.release);
-    let servers = resolve_servers(spec, image.release);
     Ok(ValidCluster {
         name: cluster_name(cluster),
         namespace: cluster_namespace(cluster),
@@ -104,10 +108,11 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         ),
         restarted_at: restarted_at(cluster),
         servers,
+        exposures,
         secret_copies: copy_secrets(inputs),
         stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
         redis: RedisReferences::of_spec(&spec.bus.redis),
-        sockjs: resolve_sockjs(&spec.sockjs_clients),
+        sockjs: resolve_sockjs(spec),
         trusted_proxies: spec.trusted_proxies.clone(),
         gate: resolve_gate(&spec.gate),
         registry: AppRegistry::new(apps),
@@ -310,14 +315,11 @@ fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidSer
         }
     };
     let edges = edges.into_iter().map(|(kind, edge)| ValidServer {
+        role: ServerRole::Edge(resolve_edge(edge)),
         kind,
         replicas: edge.replicas,
         pods: ServerPods::resolve(&edge.pods, release),
         extra_variables: resolve_variables(&edge.env),
-        role: ServerRole::Edge(EdgeSettings {
-            drain: DrainPhases { hold: seconds(edge.drain.hold_seconds), window: seconds(edge.drain.window_seconds) },
-            load_balancer: resolve_load_balancer(&edge.load_balancer),
-        }),
     });
     let webhooks = &spec.webhooks;
     // Without webhooks there is no dispatcher.
@@ -356,20 +358,35 @@ fn resolve_identity(identity: &IdentitySpec) -> Option<AwsIdentity> {
     })
 }
 
-fn resolve_sockjs(clients: &SockjsClients) -> SockjsSettings {
+fn resolve_sockjs(spec: &RealtimeClusterSpec) -> SockjsSettings {
+    let clients = &spec.sockjs_clients;
+    let sockjs = if spec.servers == ServerLayout::Combined { &spec.websocket } else { &spec.sockjs };
     SockjsSettings {
         scripts: clients.scripts.clone(),
         has_cookie: clients.cookie == Some(EnabledState::Enabled),
-        session_host: clients.canonical_host.clone(),
+        session_host: clients.canonical_host.clone().or_else(|| sockjs.entrance.canonical_host.clone()),
     }
 }
 
-fn resolve_load_balancer(spec: &LoadBalancerSpec) -> LoadBalancerSettings {
+/// Resolves the settings of an edge by the entrance in front of it; explicit ones win.
+fn resolve_edge(edge: &EdgeServer) -> EdgeSettings {
+    let defaults = ExposeDefaults::of_entrance(edge.entrance.expose.as_ref());
+    EdgeSettings {
+        drain: DrainPhases {
+            hold: seconds(edge.drain.hold_seconds.unwrap_or(defaults.hold_seconds)),
+            window: seconds(edge.drain.window_seconds),
+        },
+        load_balancer: resolve_load_balancer(&edge.load_balancer, defaults),
+        min_ready_seconds: defaults.min_ready_seconds,
+    }
+}
+
+fn resolve_load_balancer(spec: &LoadBalancerSpec, defaults: ExposeDefaults) -> LoadBalancerSettings {
     LoadBalancerSettings {
-        activity_timeout_seconds: spec.activity_timeout_seconds,
-        keep_alive_seconds: spec.keep_alive_seconds,
+        activity_timeout_seconds: spec.activity_timeout_seconds.or(defaults.activity_timeout_seconds),
+        keep_alive_seconds: spec.keep_alive_seconds.or(defaults.keep_alive_seconds),
         connections_max: spec.connections_max,
-        proxy_protocol: match spec.proxy_protocol {
+        proxy_protocol: match spec.proxy_protocol.unwrap_or(defaults.proxy_protocol) {
             ProxyProtocol::Disabled => None,
             ProxyProtocol::Accepted => Some("accepted"),
             ProxyProtocol::Required => Some("required"),

@@ -34,8 +34,9 @@ spec:
       dispatcher: { roleARN: "arn:aws:iam::1234:role/dispatcher" }
   bus: { type: Redis, redis: { urlSecretRef: { name: eu-redis, key: url }, caSecretRef: { name: eu-redis, key: ca.crt } } }
   servers: Separate
-  websocket: { state: Enabled, replicas: 2, drain: { holdSeconds: 5, windowSeconds: 60 }, env: [{ name: A, value: b }, { name: C }], resources: { requests: { cpu: 1 }, limits: { memory: 1Gi } }, nodeSelector: { pool: edge }, podLabels: { team: a }, podAnnotations: { example.com/a: b }, priorityClassName: high, podDisruptionBudget: { maxUnavailable: "20%" } }
-  sockjs: { replicas: 2, env: [{ name: A, value: b }] }
+  dns: { type: ExternalDNS }
+  websocket: { hosts: [ws.example.com], canonicalHost: ws-eu.example.com, tls: { certificateRefs: [{ name: ws-tls }] }, expose: { type: Ingress, controller: IngressNginx, className: nginx, annotations: { example.com/a: b }, labels: { team: a } }, state: Enabled, replicas: 2, drain: { holdSeconds: 5, windowSeconds: 60 }, env: [{ name: A, value: b }, { name: C }], resources: { requests: { cpu: 1 }, limits: { memory: 1Gi } }, nodeSelector: { pool: edge }, podLabels: { team: a }, podAnnotations: { example.com/a: b }, priorityClassName: high, podDisruptionBudget: { maxUnavailable: "20%" } }
+  sockjs: { hosts: [sockjs.example.com], expose: { type: LoadBalancer, className: example.com/lb, sourceRanges: [203.0.113.0/24] }, replicas: 2, env: [{ name: A, value: b }] }
   sockjsClients: { scripts: ["https://cdn.example.com/sockjs.js"], cookie: Enabled, canonicalHost: "{pod}.example.com" }
   trustedProxies: [10.0.0.0/8]
   webhooks:
@@ -221,6 +222,13 @@ fn find_refusal(object: &Value) -> Option<String> {
         if let Some((label, value)) = wrong {
             return Some(format!("{kind} {name}: label {label} is {value}"));
         }
+    }
+    let hosts = object.pointer("/spec/rules").and_then(Value::as_array).into_iter().flatten();
+    if let Some(host) = hosts.filter_map(|rule| rule["host"].as_str()).find(|host| !is_subdomain(host)) {
+        return Some(format!("{kind} {name}: host `{host}`"));
+    }
+    if object["spec"]["ingressClassName"].as_str().is_some_and(|class| !is_subdomain(class)) {
+        return Some(format!("{kind} {name}: class {}", object["spec"]["ingressClassName"]));
     }
     if object.to_string().len() > 1_000_000 {
         return Some(format!("{kind} {name} has more than 1 MB"));

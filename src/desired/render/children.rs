@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::ValidCluster;
-use super::{DesiredObjects, pods, rbac};
+use super::{DesiredObjects, exposure, pods, rbac};
 
 /// One kind of child.
 pub struct ChildKind {
@@ -28,10 +28,12 @@ pub enum ChildTracking {
     Watched,
     /// By name, since a watch would need the right to list them; they are pruned by their own rules.
     ReadByName,
+    /// By name, since the API server may lack the kind; created and pruned by the record of them in the status.
+    Optional,
 }
 
 /// All kinds of children, in the order in which they are applied. The app registry is applied separately.
-pub const CHILD_TABLE: [ChildKind; 8] = [
+pub const CHILD_TABLE: [ChildKind; 13] = [
     ChildKind {
         api_version: "v1",
         kind: "ServiceAccount",
@@ -63,6 +65,36 @@ pub const CHILD_TABLE: [ChildKind; 8] = [
         build: |_, desired| to_values(&desired.services),
     },
     ChildKind {
+        api_version: "networking.k8s.io/v1",
+        kind: "Ingress",
+        tracking: ChildTracking::WatchedAndPruned,
+        build: |cluster, _| to_values(exposure::render_ingresses(cluster)),
+    },
+    ChildKind {
+        api_version: "gateway.networking.k8s.io/v1",
+        kind: "HTTPRoute",
+        tracking: ChildTracking::Optional,
+        build: |cluster, _| Ok(exposure::render_routes(cluster)),
+    },
+    ChildKind {
+        api_version: "gateway.envoyproxy.io/v1alpha1",
+        kind: "BackendTrafficPolicy",
+        tracking: ChildTracking::Optional,
+        build: |cluster, _| Ok(exposure::render_envoy_policies(cluster)),
+    },
+    ChildKind {
+        api_version: "gateway.nginx.org/v1alpha1",
+        kind: "ProxySettingsPolicy",
+        tracking: ChildTracking::Optional,
+        build: |cluster, _| Ok(exposure::render_nginx_proxy_policies(cluster)),
+    },
+    ChildKind {
+        api_version: "gateway.nginx.org/v1alpha1",
+        kind: "ClientSettingsPolicy",
+        tracking: ChildTracking::Optional,
+        build: |cluster, _| Ok(exposure::render_nginx_client_policies(cluster)),
+    },
+    ChildKind {
         api_version: "policy/v1",
         kind: "PodDisruptionBudget",
         tracking: ChildTracking::WatchedAndPruned,
@@ -84,11 +116,22 @@ pub const CHILD_TABLE: [ChildKind; 8] = [
     },
 ];
 
+const fn is_watched(row: &ChildKind) -> bool {
+    matches!(row.tracking, ChildTracking::WatchedAndPruned | ChildTracking::Watched)
+}
+
+/// API version and name of a kind that the API server may lack; `None` for any other kind.
+#[must_use]
+pub fn find_optional_kind(kind: &str) -> Option<(&'static str, &'static str)> {
+    let found = CHILD_TABLE.iter().find(|row| row.kind == kind && row.tracking == ChildTracking::Optional);
+    found.map(|row| (row.api_version, row.kind))
+}
+
 /// Number of kinds that are watched.
 const WATCHED_COUNT: usize = {
     let (mut index, mut count) = (0, 0);
     while index < CHILD_TABLE.len() {
-        count += !matches!(CHILD_TABLE[index].tracking, ChildTracking::ReadByName) as usize;
+        count += is_watched(&CHILD_TABLE[index]) as usize;
         index += 1;
     }
     count
@@ -99,7 +142,7 @@ pub const WATCHED_KINDS: [(&str, &str); WATCHED_COUNT] = {
     let mut kinds = [("", ""); WATCHED_COUNT];
     let (mut index, mut count) = (0, 0);
     while index < CHILD_TABLE.len() {
-        if !matches!(CHILD_TABLE[index].tracking, ChildTracking::ReadByName) {
+        if is_watched(&CHILD_TABLE[index]) {
             kinds[count] = (CHILD_TABLE[index].api_version, CHILD_TABLE[index].kind);
             count += 1;
         }

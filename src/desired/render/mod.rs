@@ -1,6 +1,7 @@
 //! Renders the Kubernetes objects of a valid cluster.
 
 mod children;
+mod exposure;
 mod pods;
 mod rbac;
 mod secrets;
@@ -18,7 +19,8 @@ use serde_json::Value;
 use super::ValidCluster;
 use crate::config::ServerKind;
 
-pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, is_pruned};
+pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, find_optional_kind, is_pruned};
+pub use exposure::{balancer_name, entrance_name};
 pub use secrets::{registry_secret_name, render_registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, is_rendered_template, template_mark};
 
@@ -43,7 +45,7 @@ pub struct DesiredObjects {
     pub secrets: Vec<Secret>,
     /// The app registry: it changes with every app, without a rollout, and is applied separately.
     pub registry: Vec<Secret>,
-    /// Services through which clients reach the edges.
+    /// Services through which clients reach the edges, those of load balancers last.
     pub services: Vec<Service>,
     /// One Deployment per server.
     pub deployments: Vec<(ServerKind, Deployment)>,
@@ -65,7 +67,7 @@ pub fn render_objects(cluster: &ValidCluster) -> Result<DesiredObjects, serde_js
             .chain(secrets::render_secret_copies(cluster))
             .collect(),
         registry: render_registry_secrets(cluster)?,
-        services: services.collect(),
+        services: services.chain(exposure::render_load_balancers(cluster)).collect(),
         deployments: cluster
             .servers
             .iter()

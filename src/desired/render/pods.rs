@@ -29,9 +29,6 @@ const IMAGE_USER_ID: i64 = 65532;
 /// Termination grace period of a dispatcher, in s: it finishes the webhooks that it is sending.
 const DISPATCHER_GRACE_SECONDS: u64 = 60;
 
-/// Seconds that an edge has after its drain: the last clients disconnect, and queued records are written to the stream.
-const AFTER_DRAIN_GRACE_SECONDS: u64 = 30;
-
 /// Renders two accounts for least privilege: edges write the stream, the dispatcher reads it. Their names never change,
 /// since trust policies contain them. An account that exists is not rendered.
 pub(super) fn render_service_accounts(cluster: &ValidCluster) -> Vec<ServiceAccount> {
@@ -54,6 +51,7 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) ->
         metadata: child_metadata(cluster, child_name(cluster, server.kind.name()), server.kind.name()),
         spec: DeploymentSpec {
             replicas: Some(server.replicas),
+            min_ready_seconds: min_ready_seconds(server),
             selector: LabelSelector {
                 match_labels: Some(pod_selector(cluster, server.kind.name())),
                 ..LabelSelector::default()
@@ -71,6 +69,12 @@ pub(super) fn render_deployment(cluster: &ValidCluster, server: &ValidServer) ->
         },
         ..Deployment::default()
     }
+}
+
+/// Time for which a load balancer registers a new pod before an old one ends; `None` without such a wait.
+fn min_ready_seconds(server: &ValidServer) -> Option<i32> {
+    let seconds = server.edge().map_or(0, |edge| edge.min_ready_seconds);
+    i32::try_from(seconds).ok().filter(|seconds| *seconds > 0)
 }
 
 fn render_pod_template(cluster: &ValidCluster, server: &ValidServer) -> PodTemplateSpec {
@@ -145,9 +149,7 @@ fn none_if_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
 
 fn termination_grace_seconds(server: &ValidServer) -> i64 {
     let seconds = match &server.role {
-        ServerRole::Edge(EdgeSettings { drain, .. }) => {
-            (drain.hold + drain.window).as_secs() + AFTER_DRAIN_GRACE_SECONDS
-        }
+        ServerRole::Edge(EdgeSettings { drain, .. }) => drain.termination_grace().as_secs(),
         ServerRole::Dispatcher(_) => DISPATCHER_GRACE_SECONDS,
     };
     i64::try_from(seconds).unwrap_or(i64::MAX)

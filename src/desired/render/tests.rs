@@ -274,18 +274,34 @@ fn a_disabled_server_is_not_rendered_and_children_have_distinct_names() {
 
 #[test]
 fn every_child_is_of_a_row_of_the_table_and_in_its_order() {
-    let desired = render_objects(&cluster("{ type: PodIdentity }", "")).expect("objects");
+    let exposed = |controller: &str| {
+        let gateway = format!("expose: {{ type: Gateway, controller: {controller}, parentRefs: [{{ name: g }}] }}");
+        let ingress = "expose: { type: Ingress, controller: Other }";
+        let servers =
+            format!("  websocket: {{ hosts: [a.test], {gateway} }}\n  sockjs: {{ hosts: [b.test], {ingress} }}\n");
+        render_objects(&cluster("{ type: PodIdentity }", &servers)).expect("objects").children
+    };
     let rows: Vec<(&str, &str)> = CHILD_TABLE.iter().map(|row| (row.api_version, row.kind)).collect();
     let row_of = |child: &Value| {
         let types = (child["apiVersion"].as_str().expect("a version"), child["kind"].as_str().expect("a kind"));
         rows.iter().position(|row| *row == types).unwrap_or_else(|| panic!("{types:?} is of no row"))
     };
-    let order: Vec<usize> = desired.children.iter().map(row_of).collect();
-    assert!(order.is_sorted());
-    let built: std::collections::BTreeSet<usize> = order.into_iter().collect();
+    let mut built = std::collections::BTreeSet::new();
+    for controller in ["EnvoyGateway", "NginxGatewayFabric"] {
+        let order: Vec<usize> = exposed(controller).iter().map(row_of).collect();
+        assert!(order.is_sorted());
+        built.extend(order);
+    }
     assert_eq!(built.len(), rows.len() - 1, "every kind but the ReplicaSet, which belongs to its Deployment");
-    assert_eq!(WATCHED_KINDS.len(), rows.len() - 1, "every kind but the Secret, which is read by name");
-    assert!(is_pruned("Service") && !is_pruned("ReplicaSet") && !is_pruned("Secret"));
+    let optional = rows.iter().filter(|(_, kind)| find_optional_kind(kind).is_some()).count();
+    assert_eq!((optional, WATCHED_KINDS.len()), (4, rows.len() - 5), "the Secret and optional kinds are read by name");
+    assert!(
+        is_pruned("Service")
+            && is_pruned("Ingress")
+            && !is_pruned("HTTPRoute")
+            && !is_pruned("ReplicaSet")
+            && !is_pruned("Secret")
+    );
 }
 
 #[test]
