@@ -58,6 +58,15 @@ impl ApplyError {
     }
 }
 
+impl ApplyError {
+    /// Whether the API server lacks the kind, refuses the object, or denies the call.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        let Self::Api { error, .. } = self else { return false };
+        matches!(&**error, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 404 | 422))
+    }
+}
+
 struct ObjectHandle {
     api: Api<DynamicObject>,
     kind: String,

@@ -49,6 +49,10 @@ label_values! {
         ReplicaSets = "replicasets",
         /// Services for clients of the clusters.
         Services = "services",
+        /// Ingresses that lead clients to the clusters.
+        Ingresses = "ingresses",
+        /// Routes of the Gateway API.
+        HttpRoutes = "httproutes",
         /// Disruption budgets of the servers.
         PodDisruptionBudgets = "poddisruptionbudgets",
         /// Accounts of the servers.

@@ -85,6 +85,7 @@ pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences, 
     (cluster.uid(), cluster.metadata.generation).hash(&mut hasher);
     cluster.annotations().get(RESTARTED_AT_ANNOTATION).hash(&mut hasher);
     cluster.status.as_ref().and_then(|status| status.restarted_at.as_ref()).hash(&mut hasher);
+    cluster.status.as_ref().map(|status| &status.published_hosts).hash(&mut hasher);
     if let Some(stream) = cluster.status.as_ref().and_then(|status| status.stream.as_ref()) {
         (&stream.name, &stream.arn, &stream.cluster_id).hash(&mut hasher);
     }

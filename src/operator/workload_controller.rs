@@ -14,17 +14,22 @@ use serde_json::{Map, Value, json};
 
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
+use super::exposure_status::{decide_exposed, keep_condition, list_endpoints};
 use super::finalizer;
-use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs, has_foreign_fields};
+use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
+use super::live_difference::needs_apply;
+use super::optional_children::{
+    OptionalChildren, apply_optional_children, describe_object, extend_record, is_optional, prune_optional_children,
+};
 use super::reconcile_error::ReconcileError;
 use super::rendering::render_cluster;
 use super::secret_copies::{list_unrecorded_copies, prune_secret_copies};
 use super::secret_reader::SecretUser;
 use super::status::{self, ConditionUpdate, StatusPatch};
 use super::suspension::decide_suspended;
+use crate::api::cluster::EndpointsStatus;
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
-use crate::config::ServerKind;
 use crate::desired::{self, DesiredObjects, ServerImage, ValidCluster};
 use crate::kubernetes::apply;
 
@@ -62,9 +67,11 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         Err(error) => Err(error),
     };
     let mut fields = list_known_fields(cluster);
+    let mut exposed = keep_condition(cluster, condition::EXPOSED);
     let (update, wait) = match &result {
-        Ok(ChildrenState::Recorded { secret_copies, image }) => {
+        Ok(ChildrenState::Recorded { secret_copies, optional_children, image }) => {
             fields.insert("secretCopies".to_owned(), json!(secret_copies));
+            fields.insert("optionalChildren".to_owned(), json!(optional_children));
             fields.insert("image".to_owned(), json!(image.to_record()));
             fields.insert("version".to_owned(), json!(image.release.to_string()));
             let message = "the manifest is being applied";
@@ -72,13 +79,10 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
             (update, APPLY_STEP_INTERVAL)
         }
         Ok(ChildrenState::Suspended { update, .. }) => (update.clone(), RESYNC_INTERVAL),
-        Ok(ChildrenState::Applied { update, endpoints, secret_copies, restarted_at, image }) => {
-            fields.insert("endpoints".to_owned(), endpoints.clone());
-            fields.insert("secretCopies".to_owned(), json!(secret_copies));
-            fields.extend(restarted_at.as_ref().map(|value| ("restartedAt".to_owned(), json!(value))));
-            fields.insert("image".to_owned(), json!(image.to_record()));
-            fields.insert("version".to_owned(), json!(image.release.to_string()));
-            (update.clone(), if update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL })
+        Ok(ChildrenState::Applied(applied)) => {
+            applied.insert_fields(&mut fields);
+            exposed.clone_from(&applied.exposed);
+            (applied.update.clone(), applied.choose_interval(cluster))
         }
         Err(error) => (ConditionUpdate::of_error(condition::WORKLOADS_AVAILABLE, error), RECHECK_INTERVAL),
     };
@@ -89,8 +93,8 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
     };
     let suspended = decide_suspended(cluster, waiting, Timestamp::now());
     publish_suspension_event(context, cluster, suspended.as_ref()).await;
-    let owned_conditions = &[condition::WORKLOADS_AVAILABLE, condition::SUSPENDED];
-    let conditions = std::iter::once(update).chain(suspended).collect();
+    let owned_conditions = &[condition::WORKLOADS_AVAILABLE, condition::SUSPENDED, condition::EXPOSED];
+    let conditions = std::iter::once(update).chain(suspended).chain(exposed).collect();
     status::write(context, cluster, StatusPatch { manager, owned_conditions, conditions, fields }).await?;
     result.map(|_| Some(wait))
 }
@@ -104,6 +108,8 @@ fn list_known_fields(cluster: &RealtimeCluster) -> Map<String, Value> {
         fields.extend(known.image.as_ref().map(|image| ("image".to_owned(), json!(image))));
         fields.extend(known.version.as_ref().map(|version| ("version".to_owned(), json!(version))));
         fields.insert("secretCopies".to_owned(), json!(known.secret_copies));
+        fields.insert("optionalChildren".to_owned(), json!(known.optional_children));
+        fields.insert("publishedHosts".to_owned(), json!(known.published_hosts));
     }
     fields
 }
@@ -126,21 +132,52 @@ async fn publish_suspension_event(
 
 /// The children after a reconcile.
 enum ChildrenState {
-    /// The copies of Secrets that the next reconcile creates are to be recorded first, with those that exist, and the image.
-    Recorded { secret_copies: Vec<String>, image: Box<ServerImage> },
+    /// The copies of Secrets and the optional children that the next reconcile creates are to be recorded first, with those
+    /// that exist, and the image.
+    Recorded { secret_copies: Vec<String>, optional_children: Vec<String>, image: Box<ServerImage> },
     /// The cluster is suspended: these objects differ from the rendered ones.
     Suspended { update: ConditionUpdate, waiting: Vec<String> },
     /// All children are applied.
-    Applied {
-        update: ConditionUpdate,
-        endpoints: Value,
-        /// Names of the copies of Secrets that exist.
-        secret_copies: Vec<String>,
-        /// The value that restarts pods, as they carry it.
-        restarted_at: Option<String>,
-        /// The image to record.
-        image: Box<ServerImage>,
-    },
+    Applied(Box<AppliedChildren>),
+}
+
+/// The children once they are applied.
+struct AppliedChildren {
+    update: ConditionUpdate,
+    /// The state of the entrances; `None` without any.
+    exposed: Option<ConditionUpdate>,
+    endpoints: EndpointsStatus,
+    /// Names of the copies of Secrets that exist.
+    secret_copies: Vec<String>,
+    /// The optional children that exist.
+    optional_children: Vec<String>,
+    /// Hosts whose records may exist.
+    published_hosts: Vec<String>,
+    /// The value that restarts pods, as they carry it.
+    restarted_at: Option<String>,
+    /// The image to record.
+    image: ServerImage,
+}
+
+impl AppliedChildren {
+    fn insert_fields(&self, fields: &mut Map<String, Value>) {
+        fields.insert("endpoints".to_owned(), json!(self.endpoints));
+        fields.insert("secretCopies".to_owned(), json!(self.secret_copies));
+        fields.insert("optionalChildren".to_owned(), json!(self.optional_children));
+        fields.insert("publishedHosts".to_owned(), json!(self.published_hosts));
+        fields.extend(self.restarted_at.as_ref().map(|value| ("restartedAt".to_owned(), json!(value))));
+        fields.insert("image".to_owned(), json!(self.image.to_record()));
+        fields.insert("version".to_owned(), json!(self.image.release.to_string()));
+    }
+
+    /// The time until the next reconcile: short while a rollout or the records of proven hosts wait for it.
+    fn choose_interval(&self, cluster: &RealtimeCluster) -> Duration {
+        let known = cluster.status.as_ref().map(|status| status.published_hosts.as_slice()).unwrap_or_default();
+        if self.published_hosts != known {
+            return APPLY_STEP_INTERVAL;
+        }
+        if self.update.status == "True" { RESYNC_INTERVAL } else { RECHECK_INTERVAL }
+    }
 }
 
 async fn reconcile_children(
@@ -164,21 +201,47 @@ async fn reconcile_children(
     let unrecorded = list_unrecorded_copies(known, &rendered.valid.secret_copies);
     // Before the first Deployment exists: one without a record is taken for that of an operator that kept none.
     let has_image = cluster.status.as_ref().is_some_and(|status| status.image.is_some());
-    if unrecorded.is_some() || !has_image {
+    let recorded = cluster.status.as_ref().map(|status| status.optional_children.as_slice()).unwrap_or_default();
+    let extended = extend_record(recorded, &rendered.desired.children);
+    if unrecorded.is_some() || extended.is_some() || !has_image {
         let image = rendered.read.recorded_image.clone().unwrap_or_else(|| rendered.valid.image.clone());
         let secret_copies = unrecorded.unwrap_or_else(|| known.to_vec());
-        return Ok(ChildrenState::Recorded { secret_copies, image: Box::new(image) });
+        let optional_children = extended.unwrap_or_else(|| recorded.to_vec());
+        return Ok(ChildrenState::Recorded { secret_copies, optional_children, image: Box::new(image) });
     }
+    let optional = apply_optional_children(context, cluster, &rendered.desired.children).await?;
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
+    let optional_children = prune_optional_children(context, cluster, recorded, &rendered.desired.children).await?;
     let update = summarize_rollout(&deployments);
     // The former image stays recorded until every pod has the new one: a manifest that names none returns to it.
     let recorded = rendered.read.recorded_image.clone().filter(|_| update.status != "True");
-    Ok(ChildrenState::Applied {
+    Ok(ChildrenState::Applied(Box::new(AppliedChildren {
         update,
-        image: Box::new(recorded.unwrap_or_else(|| rendered.valid.image.clone())),
-        endpoints: list_endpoints(&rendered.valid, &rendered.desired),
+        exposed: observe_entrances(context, cluster, &rendered.valid, &optional),
+        image: recorded.unwrap_or_else(|| rendered.valid.image.clone()),
+        endpoints: list_endpoints(&rendered.valid),
         secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,
+        optional_children,
+        published_hosts: desired::find_published_hosts(cluster),
         restarted_at: rendered.valid.restarted_at.clone(),
+    })))
+}
+
+/// Observes the live objects of the entrances.
+fn observe_entrances(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    valid: &ValidCluster,
+    optional: &OptionalChildren,
+) -> Option<ConditionUpdate> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    decide_exposed(valid, &optional.refused, |kind, name| {
+        let read = optional
+            .live
+            .iter()
+            .find(|live| live.name_any() == name && live.types.as_ref().is_some_and(|types| types.kind == kind));
+        let watched = context.live.children(kind).and_then(|index| index.get(&namespace, name));
+        serde_json::to_value(read.or(watched.as_deref())?).ok()
     })
 }
 
@@ -189,16 +252,16 @@ async fn list_waiting_objects(
     desired: &DesiredObjects,
 ) -> Result<Vec<String>, ReconcileError> {
     let wanted = &desired.children;
-    let describe = |object: &Value| {
-        let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-        format!("{} {}", text("/kind"), text("/metadata/name"))
-    };
     let mut waiting = Vec::new();
     for object in wanted {
-        let live = fetch_live(context, cluster, object).await?;
+        let live = match fetch_live(context, cluster, object).await {
+            // A kind that the API server lacks has no objects.
+            Err(_) if is_optional(object) => None,
+            live => live?,
+        };
         let live = live.map(|live| serde_json::to_value(&*live)).transpose()?;
         if live.is_none_or(|live| needs_apply(object, &live)) {
-            waiting.push(describe(object));
+            waiting.push(describe_object(object));
         }
     }
     let uid = cluster.uid().unwrap_or_default();
@@ -240,11 +303,12 @@ async fn apply_children(
         }
     }
     // All children are read before the first write, so that an object of another owner does not leave half a cluster.
+    let required: Vec<&Value> = wanted.iter().filter(|object| !is_optional(object)).collect();
     let mut lives = Vec::new();
-    for object in wanted {
+    for object in &required {
         lives.push(fetch_live(context, cluster, object).await?);
     }
-    for (object, live) in wanted.iter().zip(lives) {
+    for (object, live) in required.into_iter().zip(lives) {
         let is_deployment = object["kind"] == "Deployment";
         if let Some(live) = &live {
             let value = serde_json::to_value(&**live)?;
@@ -378,25 +442,6 @@ fn format_event_action(field: &str) -> String {
     "PutBack-".chars().chain(field.chars().map(word)).take(EVENT_ACTION_LEN_MAX).collect()
 }
 
-/// Whether an apply or a repair would change the live object.
-fn needs_apply(wanted: &Value, live: &Value) -> bool {
-    !is_up_to_date(wanted, live) || has_foreign_fields(wanted, live)
-}
-
-/// Whether the live object has every rendered field with its rendered value.
-fn is_up_to_date(wanted: &Value, live: &Value) -> bool {
-    match (wanted, live) {
-        (Value::Object(wanted), Value::Object(live)) => wanted.iter().all(|(name, value)| match live.get(name) {
-            Some(found) => is_up_to_date(value, found),
-            None => value.is_null(),
-        }),
-        (Value::Array(wanted), Value::Array(live)) => {
-            wanted.len() == live.len() && wanted.iter().zip(live).all(|(wanted, live)| is_up_to_date(wanted, live))
-        }
-        _ => wanted == live,
-    }
-}
-
 /// Decides `WorkloadsAvailable`: True when every pod of every Deployment has the rendered template and is ready.
 fn summarize_rollout(deployments: &[Deployment]) -> ConditionUpdate {
     let behind: Vec<String> = deployments.iter().filter_map(describe_lag).collect();
@@ -427,15 +472,6 @@ fn describe_lag(deployment: &Deployment) -> Option<String> {
         return Some(format!("{name}: {updated} of {wanted} pods have the rendered template, {all} in all"));
     }
     (ready < wanted).then(|| format!("{name}: {ready} of {wanted} pods are ready"))
-}
-
-fn list_endpoints(cluster: &ValidCluster, desired: &DesiredObjects) -> Value {
-    let of = |server: ServerKind| {
-        let name = format!("{}-{}", cluster.name, server.name());
-        let there = desired.services.iter().any(|service| service.metadata.name.as_deref() == Some(&*name));
-        if there { format!("{name}.{}.svc:80", cluster.namespace) } else { String::new() }
-    };
-    json!({ "websocket": of(ServerKind::Websocket), "sockjs": of(ServerKind::Sockjs) })
 }
 
 #[cfg(test)]
@@ -475,14 +511,5 @@ mod tests {
         ] {
             assert_eq!(describe_lag(&deployment).as_deref(), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn defaults_of_the_api_server_are_no_difference() {
-        let wanted = json!({ "spec": { "ports": [{ "port": 80 }], "selector": { "a": "b" } } });
-        let mut live = json!({ "spec": { "ports": [{ "port": 80, "protocol": "TCP" }], "selector": { "a": "b" }, "clusterIP": "x" } });
-        assert!(is_up_to_date(&wanted, &live));
-        live["spec"]["selector"]["a"] = json!("c");
-        assert!(!is_up_to_date(&wanted, &live));
     }
 }

@@ -116,7 +116,7 @@ async function pruned(namespace, log) {
   assert.ok(before.length > 0, "copies of Secrets");
   await patch("secret", "eu-redis", { stringData: { url: "redis://redis.example.com:6380" } });
   await patch("realtimecluster", "eu", { spec: { sockjs: { state: "Disabled" }, webhooks: { mode: "Off", acknowledgeNoWebhooks: "eu" } } });
-  for (const kind of ["deployment", "service", "poddisruptionbudget"]) await gone(kind, "eu-sockjs");
+  for (const kind of ["deployment", "service", "ingress", "poddisruptionbudget"]) await gone(kind, "eu-sockjs");
   for (const kind of ["role", "rolebinding"]) await gone(kind, "eu-dispatcher");
   await wait(async () => {
     const now = await copies();
@@ -145,7 +145,8 @@ for (const [name, values, watched, foreign] of [
     const roles = await renderText("realtime-operator", { ...values, rbac: { userRoles: false } });
     assert.deepEqual(unusedPermissions(roles, OPERATOR_ACCOUNT, began), OF_PODS, "granted and not used");
     const excused = readPermissions(roles).filter(({ excused: is }) => is).map(({ permission }) => permission);
-    assert.ok(excused.length < 20 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
+    // 16 of them are for kinds of the Gateway API, which this API server lacks.
+    assert.ok(excused.length < 36 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
     const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${OPERATOR_ACCOUNT}`]).then(() => true, () => false);
     assert.equal(await may("get", "secrets", "-n", watched), true);
     assert.equal(await may("list", "secrets", "-n", watched), false, "Secrets are read by name");

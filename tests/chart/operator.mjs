@@ -59,11 +59,19 @@ export async function reconciled(namespace, endpointURL, log) {
   await secret("eu-aws", { accessKeyID: "test", secretAccessKey: "test" });
   const aws = { region: "eu-west-1", endpointURL, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } } };
   await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "shop", namespace }, spec: { appID: "1001" } });
-  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, webhooks: { stream: { mode: "Provisioned", shards: 2 } } } });
+  // No Gateway API is installed here: its route is a finding, and all else is applied.
+  const websocket = { ...CLUSTER_VALUES.spec.websocket, hosts: ["ws.example.com"], expose: { type: "Gateway", controller: "Other", parentRefs: [{ name: "public" }] } };
+  const sockjs = { ...CLUSTER_VALUES.spec.sockjs, hosts: ["sockjs.example.com"], expose: { type: "Ingress", controller: "Traefik" } };
+  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, websocket, sockjs, webhooks: { stream: { mode: "Provisioned", shards: 2 } } } });
   const seen = () => log().slice(-2000);
-  for (const kind of ["deployment", "service", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
+  for (const kind of ["deployment", "service", "ingress", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
     await wait(async () => (await get(kind, namespace)).items.some(({ metadata }) => metadata.ownerReferences?.length > 0), { what: `a ${kind} in ${namespace}`, seen });
   }
+  await wait(async () => {
+    const { status } = await get("realtimecluster", namespace, "eu");
+    const exposed = status?.conditions?.find(({ type }) => type === "Exposed");
+    return exposed?.reason === "ExposureUnavailable" && /HTTPRoute eu-websocket of gateway.networking.k8s.io\/v1/.test(exposed.message);
+  }, { what: `the missing kind to be reported in ${namespace}`, seen });
   await wait(async () => (await get("realtimeapp", namespace)).items.every(({ status }) => status?.conditions?.length > 0), { what: `a status of the app in ${namespace}`, seen });
 }
 

@@ -22,6 +22,9 @@ of its rule begins with "On failure", "On upgrade", "Granted" or "Checked". */}}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch]
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses]
+  verbs: [get, list, watch]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [get, list, watch]
@@ -86,6 +89,22 @@ does not exist. */}}
 # by name only: without list and watch, a Secret that no cluster references is never read. delete: copies that no pod reads.
 - apiGroups: [""]
   resources: [secrets]
+  verbs: [get, create, patch, delete]
+# workload: leads clients to a cluster whose manifest has `expose`.
+- apiGroups: [networking.k8s.io]
+  resources: [ingresses]
+  verbs: [create, patch, delete]
+# Checked where the API server has the kind, by name: routes of Gateways.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes]
+  verbs: [get, create, patch, delete]
+# Checked where the API server has the kind, by name: policies of Envoy Gateway.
+- apiGroups: [gateway.envoyproxy.io]
+  resources: [backendtrafficpolicies]
+  verbs: [get, create, patch, delete]
+# Checked where the API server has the kinds, by name: policies of NGINX Gateway Fabric.
+- apiGroups: [gateway.nginx.org]
+  resources: [proxysettingspolicies, clientsettingspolicies]
   verbs: [get, create, patch, delete]
 # workload: bounds how many pods can be evicted at once.
 - apiGroups: [policy]
