@@ -5,6 +5,8 @@ use std::path::Path;
 use realtime_operator::process::metrics_page::render_metrics_page;
 use realtime_operator::{api, cli, config, edge};
 
+use crate::fixtures::validate_with_stand_ins;
+
 fn compare(file: &str, printed: &str, command: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
@@ -55,7 +57,13 @@ fn every_example_can_be_rendered() {
         let mut manifests = realtime_operator::desired::Manifests::default();
         let read = manifests.add_file(&path.display().to_string(), &text);
         assert!(read.is_ok(), "{read:?}");
-        count += manifests.clusters.len();
+        let apps: Vec<_> = manifests.apps.into_iter().map(|(_, app)| app).collect();
+        for (_, cluster) in manifests.clusters {
+            let valid = validate_with_stand_ins(cluster, &apps).unwrap_or_else(|found| panic!("{found:?}"));
+            let objects = realtime_operator::desired::render_objects(&valid).expect("objects");
+            assert!(objects.children.len() > 10, "{}", path.display());
+            count += 1;
+        }
     }
     assert!(count > 0, "an example with a cluster");
 }
