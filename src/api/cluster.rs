@@ -13,9 +13,11 @@ pub use super::image::{ImageSpec, PullPolicy};
 use super::load_balancer::{LoadBalancerSpec, base_path_rule, keep_alive_rule};
 use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
-    ClientOptions, EndpointsStatus, GateStatus, HopTime, LastFailure, PodReplacements, ProofState, ProofTransport,
-    RealtimeClusterStatus, RequestedProofStatus, StreamStatus, TransportState, TransportStatus,
+    ClientOptions, EndpointsStatus, GateStatus, HopTime, LastFailure, LimitedChange, PodReplacements, ProofState,
+    ProofTransport, RealtimeClusterStatus, RequestedProofStatus, StreamChangeRecord, StreamStatus, TransportState,
+    TransportStatus,
 };
+pub use super::stream::{DataLoss, StreamDeletionPolicy, StreamEncryption, StreamManagement, StreamMode, StreamSpec};
 use super::{EnabledState, SecretKeyRef, SecretRef};
 
 /// Longest name of a cluster: children append up to 23 characters, and Kubernetes allows 63.
@@ -397,36 +399,18 @@ impl Default for DispatcherServer {
     }
 }
 
-/// The Kinesis stream between edges and dispatcher.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("(has(self.mode) && self.mode == 'Provisioned') == has(self.shards)").message("shards go with mode: Provisioned, and with nothing else"))]
-pub struct StreamSpec {
-    /// Name of the stream; defaults to `rtc-<namespace>-<name>-<first 6 of the UID>`. Immutable once the stream exists.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
-    pub name: Option<String>,
-    /// Capacity mode of the stream.
-    #[serde(default)]
-    pub mode: StreamMode,
-    /// Number of shards; only with mode `Provisioned`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 10000))]
-    pub shards: Option<i32>,
-}
-
 /// The Kinesis stream for events that could not be delivered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DeadLetterSpec {
     /// Whether events that could not be delivered are written to the stream.
     pub mode: DeadLetterMode,
-    /// Name of the stream; defaults to that of the main stream with `-dead-letter` behind it. The operator creates it, and
-    /// uses an existing one only if this cluster created it.
+    /// Name of the stream; defaults to that of the main stream with `-dead-letter` behind it. It is
+    /// created or adopted like the main stream, by `stream.management`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128), regex(pattern = "^[a-zA-Z0-9_.-]+$"))]
     pub name: Option<String>,
-    /// Number of shards with which the stream is created; each takes 1,000 letters or 1 MiB a second.
+    /// Number of shards; each takes 1,000 letters or 1 MiB a second.
     #[schemars(range(min = 1, max = 1000))]
     pub shards: i32,
     /// Hours for which letters are kept. The operator raises the retention of the stream and never lowers it.
@@ -448,16 +432,6 @@ pub enum DeadLetterMode {
     Stream,
     /// They are dropped, and counted by reason. An existing stream keeps its letters.
     Off,
-}
-
-/// Capacity mode of a stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum StreamMode {
-    /// Kinesis scales the shards by load.
-    #[default]
-    OnDemand,
-    /// The manifest sets the number of shards.
-    Provisioned,
 }
 
 /// When the cluster counts as ready.

@@ -82,8 +82,16 @@ reasons! {
     StreamMissing,
     /// The stream is being created.
     StreamCreating,
-    /// The stream exists and belongs to this cluster.
+    /// The stream exists, and the cluster owns or observes it.
     StreamActive,
+    /// The stream can be used, and a setting of it differs from the manifest.
+    StreamDiffers,
+    /// The stream waits until AWS allows a further change or a further stream.
+    WaitingForQuota,
+    /// The stream is being deleted, by somebody else.
+    StreamDeleting,
+    /// The KMS key of the stream does not exist, is disabled, or may not be used.
+    StreamKeyUnusable,
     /// A stream of the wanted name belongs to another owner, and was not changed.
     StreamNotOurs,
     /// Kinesis refuses the stream as it is specified.
@@ -159,9 +167,9 @@ pub mod condition {
     pub const RECONCILING: &str = "Reconciling";
     /// Present while only a user can fix the cluster.
     pub const STALLED: &str = "Stalled";
-    /// Whether the stream exists and belongs to this cluster.
+    /// Whether the stream exists and this cluster owns or observes it.
     pub const STREAM_READY: &str = "StreamReady";
-    /// Whether the dead-letter stream exists and belongs to this cluster; present while the manifest asks for one. Not part of
+    /// Whether the dead-letter stream exists and this cluster owns or observes it; present while the manifest asks for one. Not part of
     /// Ready: events are delivered without it.
     pub const DEAD_LETTER_READY: &str = "DeadLetterReady";
     /// Whether every child is applied and every pod has the rendered template and is ready.
@@ -267,15 +275,14 @@ impl Reason {
             Self::AppsInconsistent => "Find out why the server named has another copy of the registry.",
             Self::ClockSkew => "Set the clock of the node.",
             Self::NoPods => "Scale up the server without a pod, or find out why its pods do not start.",
-            Self::StreamMissing => "Create the stream, or correct its name.",
-            Self::StreamNotOurs => "Choose another `webhooks.stream.name`, or remove the stream if it is not needed.",
-            Self::StreamInvalid => {
-                "Correct `webhooks.stream`: its name, or the number of shards; if the endpoint does not support on-demand \
-                 streams, write `mode: Provisioned`. The operator's log has Kinesis's own text at level debug."
-            }
-            Self::StreamUnreachable => {
-                "Check the region, the endpoint and the network between the operator and Kinesis."
-            }
+            Self::StreamMissing
+            | Self::StreamDiffers
+            | Self::WaitingForQuota
+            | Self::StreamDeleting
+            | Self::StreamKeyUnusable
+            | Self::StreamNotOurs
+            | Self::StreamInvalid
+            | Self::StreamUnreachable => self.stream_remedy(),
             Self::AccessDenied => "Grant the operator's identity the permission that the message names.",
             Self::ChildNotOurs => "Rename or delete the object named, or rename the cluster.",
             Self::SecretMissing => "Create the Secret with the key named; no restart is needed.",
@@ -313,6 +320,37 @@ impl Reason {
             }
             Self::VersionUnsupported => "Upgrade the operator, or correct the field named.",
             Self::Suspended => "Remove `suspend: true` from the manifest to apply the changes that wait.",
+        }
+    }
+
+    /// The remedy for a reason of a stream.
+    fn stream_remedy(self) -> &'static str {
+        match self {
+            Self::StreamMissing => "Create the stream, or correct its name.",
+            Self::StreamDiffers => {
+                "Read `status.stream.pendingSteps`: each has the line to write or the change to make."
+            }
+            Self::WaitingForQuota => {
+                "Nothing, if the message has a time; otherwise have the quota of the account raised."
+            }
+            Self::StreamDeleting => {
+                "Find out who deletes the stream; once it is gone, create it again or choose another name."
+            }
+            Self::StreamKeyUnusable => {
+                "Write a key that exists and is enabled in `webhooks.stream.encryption.kmsKey`, or grant its use."
+            }
+            Self::StreamNotOurs => {
+                "Write `management: Adopt` in `webhooks.stream`, choose another `webhooks.stream.name`, or remove the stream if it \
+                 is not needed."
+            }
+            Self::StreamInvalid => {
+                "Correct `webhooks.stream`: its name, or the number of shards; if the endpoint does not support on-demand \
+                 streams, write `mode: Provisioned`. The operator's log has Kinesis's own text at level debug."
+            }
+            Self::StreamUnreachable => {
+                "Check the region, the endpoint and the network between the operator and Kinesis."
+            }
+            _ => "Nothing.",
         }
     }
 }

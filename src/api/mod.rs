@@ -18,6 +18,7 @@ pub mod load_balancer;
 pub mod pods;
 mod schema_validation;
 pub mod status;
+pub mod stream;
 pub mod yaml;
 
 pub use app::{RealtimeApp, RealtimeAppSpec};

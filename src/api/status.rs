@@ -184,7 +184,7 @@ pub struct LastFailure {
 pub struct StreamStatus {
     /// Name of the stream.
     pub name: String,
-    /// Cluster id in the stream's records: that of the cluster that created the stream.
+    /// Cluster id in the stream's records: that of the cluster that created or adopted the stream.
     #[serde(rename = "clusterID", default)]
     pub cluster_id: String,
     /// ARN of the stream; empty until it exists.
@@ -196,9 +196,57 @@ pub struct StreamStatus {
     /// Time of creation, in ms since 1970; distinguishes the stream from a later one of the same name.
     #[serde(default)]
     pub created_ms: i64,
-    /// Settings of `webhooks.stream` that the stream does not have, each with the reason and the remedy.
+    /// Capacity mode as Kinesis reports it: `OnDemand` or `Provisioned`; empty if the endpoint does not report it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mode: String,
+    /// Number of open shards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u32>,
+    /// Hours for which records are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_hours: Option<u32>,
+    /// KMS key with which the stream is encrypted; empty without encryption.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub encryption_key: String,
+    /// Settings of the manifest that the stream does not have, each with the step that follows, or the reason and the remedy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending_steps: Vec<String>,
+    /// Changes of the number of shards that AWS still allows in the present 24 hours, of ten; only with mode `Provisioned`.
+    #[serde(rename = "shardChangesLeft24h", default, skip_serializing_if = "Option::is_none")]
+    pub shard_changes_left_24h: Option<u32>,
+    /// Time of the adoption, RFC 3339, from which shards without a checkpoint are read by default; absent for a stream that
+    /// the operator created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted_at: Option<String>,
+    /// Changes of the last 24 hours that count against AWS's limits, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<StreamChangeRecord>,
+    /// Key of `encryption.kmsKey` that was set last: Kinesis may report the same key under another name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requested_key: String,
+    /// Keys of `webhooks.stream.tags` that were written, so that they are removed with the manifest's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written_tags: Vec<String>,
+}
+
+/// A change of a stream that counts against a limit of AWS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StreamChangeRecord {
+    /// Kind of the change.
+    pub kind: LimitedChange,
+    /// Time of the change, RFC 3339.
+    pub time: String,
+}
+
+/// Kinds of changes that AWS limits within 24 hours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LimitedChange {
+    /// Another number of shards: ten in 24 hours (API reference, `UpdateShardCount`).
+    Shards,
+    /// Another capacity mode: two in 24 hours (API reference, `UpdateStreamMode`).
+    Mode,
+    /// Another encryption: 25 in 24 hours (API reference, `StartStreamEncryption`).
+    Encryption,
 }
 
 /// Addresses for clients and backends.

@@ -291,6 +291,16 @@ pub const VARIABLE_TABLE: &[Variable] = &[
             "Name of the Kinesis stream for events that could not be delivered. Without it they are dropped, and counted by reason.",
         ),
     ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::StreamStartMs,
+            ValueKind::Number(0, 253_402_300_799_999),
+            Requirement::Default("0"),
+            DISPATCHER_SERVERS,
+            "Time in ms since 1970 from which a shard without a checkpoint is read; `0` is its oldest record.",
+        ),
+    ),
     define_variable(
         VariableKey::Bus,
         ValueKind::Word(&["memory", "redis"]),

@@ -88,6 +88,8 @@ define_variables! {
     StreamName, STREAM_NAME = "REALTIME_STREAM_NAME";
     /// Name of the dead-letter stream.
     DeadLetterStream, DEAD_LETTER_STREAM = "REALTIME_DEAD_LETTER_STREAM";
+    /// Time from which a shard without a checkpoint is read, in ms since 1970.
+    StreamStartMs, STREAM_START_MS = "REALTIME_STREAM_START_MS";
     /// Bus between the edges.
     Bus, BUS = "REALTIME_BUS";
     /// Address of Redis, with its credentials.

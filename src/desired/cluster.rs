@@ -11,12 +11,10 @@ use super::problem::RefusedApp;
 use super::secret_copies::SecretCopy;
 use super::secret_references::RedisReferences;
 use super::server_image::ServerImage;
+use super::stream_goal::{StreamCapacity, StreamGoal};
 use crate::config::ServerKind;
 use crate::protocol::registry::AppRegistry;
 use crate::protocol::{AppId, AppKey, Secret, StreamName, Transport};
-
-/// Shards with which an on-demand stream starts (Kinesis developer guide).
-const ON_DEMAND_SHARD_COUNT: u32 = 4;
 
 /// A cluster that can be rendered.
 #[derive(Clone, Debug)]
@@ -141,6 +139,10 @@ pub struct ValidStream {
     pub identity: AwsIdentity,
     /// Capacity with which the stream is created.
     pub capacity: StreamCapacity,
+    /// The settings that the stream should have, and how far it is managed.
+    pub goal: StreamGoal,
+    /// Time in ms since 1970 from which a shard without a checkpoint is read; `None` for its oldest record.
+    pub start_ms: Option<u64>,
     /// The stream for events that could not be delivered; `None` if they are dropped.
     pub dead_letter: Option<DeadLetterStream>,
 }
@@ -154,15 +156,6 @@ pub struct DeadLetterStream {
     pub shards: u32,
     /// Hours for which letters are kept.
     pub retention_hours: u32,
-}
-
-/// Capacity with which a stream is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamCapacity {
-    /// Kinesis scales the shards by load.
-    OnDemand,
-    /// The manifest sets this number of shards.
-    Provisioned(u32),
 }
 
 /// Source of AWS credentials, with all that it needs.
@@ -300,17 +293,6 @@ impl RoleArns {
     #[must_use]
     pub fn of_server(&self, server: ServerKind) -> &str {
         if server == ServerKind::Dispatcher { &self.dispatcher } else { &self.edge }
-    }
-}
-
-impl StreamCapacity {
-    /// Number of shards with which the stream starts.
-    #[must_use]
-    pub fn initial_shards(self) -> u32 {
-        match self {
-            Self::OnDemand => ON_DEMAND_SHARD_COUNT,
-            Self::Provisioned(shards) => shards,
-        }
     }
 }
 

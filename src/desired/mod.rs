@@ -30,6 +30,7 @@ mod secret_copies;
 mod secret_references;
 mod server_image;
 pub mod stream_cost;
+mod stream_goal;
 mod validate;
 mod webhook_endpoints;
 
@@ -39,7 +40,7 @@ pub use app_credentials::{
 };
 pub use cluster::{
     AwsIdentity, DeadLetterStream, DispatcherSettings, EdgeSettings, GateSettings, LoadBalancerSettings, ProbeApp,
-    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    RoleArns, ServerRole, ServerVariable, SockjsSettings, ValidCluster, ValidServer, ValidStream,
 };
 pub use credentials::{ClusterCredentials, generate_all_credentials, generate_credentials};
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
@@ -59,6 +60,7 @@ pub use secret_references::{
     collect_secret_references, decode_secret, header_secret_names, trim_texts,
 };
 pub use server_image::ServerImage;
+pub use stream_goal::{StreamCapacity, StreamGoal};
 pub use validate::{ClusterInputs, StreamIdentity, validate, validate_stream};
 
 #[cfg(test)]

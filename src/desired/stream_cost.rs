@@ -160,7 +160,7 @@ pub struct StreamCost {
 pub fn estimate_stream_cost(cluster: &RealtimeCluster, prices: &StreamPrices, load: &StreamLoad) -> StreamCost {
     let stream = &cluster.spec.webhooks.stream;
     let needed = load.shards_needed();
-    let (main, other) = match stream.mode {
+    let (main, other) = match stream.mode.unwrap_or_default() {
         StreamMode::Provisioned => (
             bill_provisioned("main", f64::from(stream.shards.unwrap_or(1)), load, prices),
             bill_on_demand("main", load, prices),

@@ -10,7 +10,7 @@ use super::apps::{
 };
 use super::cluster::{
     AwsIdentity, DeadLetterStream, DispatcherSettings, EdgeSettings, GateSettings, LoadBalancerSettings, ProbeApp,
-    RoleArns, ServerRole, ServerVariable, SockjsSettings, StreamCapacity, ValidCluster, ValidServer, ValidStream,
+    RoleArns, ServerRole, ServerVariable, SockjsSettings, ValidCluster, ValidServer, ValidStream,
 };
 use super::credentials::ClusterCredentials;
 use super::expose::{DrainPhases, ExposeDefaults, find_expose_problems, resolve_exposures};
@@ -22,6 +22,7 @@ use super::secret_copies::{
 };
 use super::secret_references::{RedisReferences, SecretTexts, collect_secret_references};
 use super::server_image::{ServerImage, WantedImage};
+use super::stream_goal::{StreamCapacity, StreamGoal, resolve_start};
 use super::webhook_endpoints::{find_refused_endpoints, limit_to_release};
 use crate::api::cluster::{
     DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
@@ -67,6 +68,8 @@ pub struct StreamIdentity {
     /// Cluster id in the stream's records: that of the cluster that created it, which may have been deleted and applied
     /// again since.
     pub cluster_id: String,
+    /// Time of the adoption, RFC 3339; `None` for a stream that the operator created.
+    pub adopted_at: Option<String>,
 }
 
 /// Validates a cluster with its apps.
@@ -88,6 +91,12 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let exposures = resolve_exposures(cluster, &servers, release);
     let found = find_expose_problems(spec, &exposures, release);
     problems.extend(found.iter().map(|(path, message)| cluster_problem(cluster, path, message)));
+    let start_at = spec.webhooks.stream.start_at.as_deref();
+    let adopted_at = inputs.stream.and_then(|stream| stream.adopted_at.as_deref());
+    let start_ms = resolve_start(start_at, adopted_at).unwrap_or_else(|message| {
+        problems.push(cluster_problem(cluster, "spec.webhooks.stream.startAt", &message));
+        None
+    });
     let (Ok(stream), Ok(image), []) = (stream, image, problems.as_slice()) else { return Err(problems) };
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
@@ -110,7 +119,11 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         servers,
         exposures,
         secret_copies: copy_secrets(inputs),
-        stream: ValidStream { name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()), ..stream },
+        stream: ValidStream {
+            name: inputs.stream.map_or(stream.name, |adopted| adopted.name.clone()),
+            start_ms,
+            ..stream
+        },
         redis: RedisReferences::of_spec(&spec.bus.redis),
         sockjs: resolve_sockjs(spec),
         trusted_proxies: spec.trusted_proxies.clone(),
@@ -141,7 +154,7 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
         });
     }
     let shards = stream.shards.and_then(|shards| u32::try_from(shards).ok());
-    let capacity = match stream.mode {
+    let capacity = match stream.mode.unwrap_or_default() {
         StreamMode::OnDemand => Some(StreamCapacity::OnDemand),
         StreamMode::Provisioned => shards.map(StreamCapacity::Provisioned),
     };
@@ -158,6 +171,8 @@ pub fn validate_stream(cluster: &RealtimeCluster, uid: &str) -> Result<ValidStre
         endpoint_url: aws.endpoint_url.clone(),
         identity,
         capacity,
+        goal: StreamGoal::of_spec(stream, capacity),
+        start_ms: None,
         dead_letter: dead_letter.map(resolve_dead_letter),
     };
     match find_dead_letter_problem(cluster, &valid) {
@@ -696,6 +711,6 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
         };
         assert_eq!(paths(&long), of_main);
         let shards = ["spec.webhooks.stream.shards"];
-        assert_eq!(paths(&|spec| spec.webhooks.stream.mode = StreamMode::Provisioned), shards);
+        assert_eq!(paths(&|spec| spec.webhooks.stream.mode = Some(StreamMode::Provisioned)), shards);
     }
 }

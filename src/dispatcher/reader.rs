@@ -74,8 +74,10 @@ pub struct ShardReader {
     pub budget: ByteBudget,
     /// Whether the reader waits for the budget.
     pub waits_for_budget: Arc<AtomicBool>,
-    /// The checkpoint behind which the shard is read; `None` begins at its oldest record.
+    /// The checkpoint behind which the shard is read.
     pub checkpoint: Option<String>,
+    /// Time in ms since 1970 from which a shard without a checkpoint is read; `None` begins at its oldest record.
+    pub start_ms: Option<u64>,
     /// Parents whose last records precede the shard's.
     pub former_parents: Vec<ShardId>,
 }
@@ -83,7 +85,7 @@ pub struct ShardReader {
 impl ShardReader {
     /// Reads until the shard ends or the receiver of `pages` is dropped.
     pub async fn run(self, pages: mpsc::Sender<ShardRead>) {
-        let mut position = self.checkpoint.clone().map_or(ReadPosition::TrimHorizon, ReadPosition::After);
+        let mut position = self.checkpoint.clone().map_or_else(|| self.start_position(), ReadPosition::After);
         if self.checkpoint.is_some() || !self.former_parents.is_empty() {
             let read = tokio::select! {
                 () = pages.closed() => return,
@@ -130,6 +132,11 @@ impl ShardReader {
         }
     }
 
+    /// The position of a shard that was never read. Kinesis refuses a time in the future (API reference, `GetShardIterator`).
+    fn start_position(&self) -> ReadPosition {
+        self.start_ms.map_or(ReadPosition::TrimHorizon, |start_ms| ReadPosition::AtTime(start_ms.min(now_ms())))
+    }
+
     async fn read(
         &self,
         position: &ReadPosition,
@@ -166,7 +173,7 @@ impl ShardReader {
     /// Reads the records of the window before the checkpoint, or before the first record of a shard that has none. Waits
     /// while Kinesis is unavailable: without the order of these records, half of an absence could be delivered.
     async fn read_history(&self, pages: &mpsc::Sender<ShardRead>) -> Result<(), KinesisError> {
-        let position = self.checkpoint.clone().map_or(ReadPosition::TrimHorizon, ReadPosition::At);
+        let position = self.checkpoint.clone().map_or_else(|| self.start_position(), ReadPosition::At);
         let iterator = self.retry_call(|| self.client.request_iterator(&self.shard, &position)).await?;
         let first = self.retry_call(|| self.client.read(&iterator, 1)).await?.records.into_iter().next();
         let begin_ms = first.map_or_else(now_ms, |record| record.arrival_ms).saturating_sub(REREAD_WINDOW_MS);

@@ -117,6 +117,7 @@ pub async fn start(
         .map(|stream| start_writer(kinesis.of_stream(stream.into()), cluster.clone(), Arc::clone(&metrics)));
     let resources = WorkerResources {
         client: kinesis,
+        start_ms: Some(values.number(name::STREAM_START_MS)).filter(|ms| *ms > 0),
         leases,
         pool,
         apps,

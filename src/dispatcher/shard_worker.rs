@@ -167,6 +167,7 @@ impl ShardWorker {
             budget: self.resources.budget.clone(),
             waits_for_budget: Arc::clone(&self.waits_for_budget),
             checkpoint,
+            start_ms: self.resources.start_ms,
             former_parents,
         };
         // The reader ends when `pages` is dropped.

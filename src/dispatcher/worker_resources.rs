@@ -21,6 +21,8 @@ use crate::protocol::ShardId;
 pub struct WorkerResources {
     /// The client of the stream.
     pub client: KinesisClient,
+    /// Time in ms since 1970 from which a shard without a checkpoint is read; `None` for its oldest record.
+    pub start_ms: Option<u64>,
     /// The store that checkpoints are written to.
     pub leases: Arc<dyn ShardLeases>,
     /// The endpoints that webhooks are sent to.

@@ -24,14 +24,29 @@ label_values! {
         CreateStream = "create_stream",
         /// Raises the retention of a stream.
         IncreaseStreamRetentionPeriod = "increase_stream_retention_period",
+        /// Lowers the retention of a stream.
+        DecreaseStreamRetentionPeriod = "decrease_stream_retention_period",
+        /// Sets the capacity mode of a stream.
+        UpdateStreamMode = "update_stream_mode",
+        /// Sets the number of shards of a stream.
+        UpdateShardCount = "update_shard_count",
+        /// Encrypts a stream with a key.
+        StartStreamEncryption = "start_stream_encryption",
         /// Reads the owner of a stream.
         ListTagsForStream = "list_tags_for_stream",
+        /// Writes the owner and the tags of a stream.
+        AddTagsToStream = "add_tags_to_stream",
+        /// Removes tags that the manifest does not have any more.
+        RemoveTagsFromStream = "remove_tags_from_stream",
+        /// Deletes the stream of a deleted cluster.
+        DeleteStream = "delete_stream",
     }
 }
 
 impl KinesisOperation {
     /// The name of the operation in AWS's API.
-    pub(super) fn api_name(self) -> &'static str {
+    #[must_use]
+    pub fn api_name(self) -> &'static str {
         match self {
             Self::PutRecords => "PutRecords",
             Self::ListShards => "ListShards",
@@ -40,7 +55,14 @@ impl KinesisOperation {
             Self::DescribeStreamSummary => "DescribeStreamSummary",
             Self::CreateStream => "CreateStream",
             Self::IncreaseStreamRetentionPeriod => "IncreaseStreamRetentionPeriod",
+            Self::DecreaseStreamRetentionPeriod => "DecreaseStreamRetentionPeriod",
+            Self::UpdateStreamMode => "UpdateStreamMode",
+            Self::UpdateShardCount => "UpdateShardCount",
+            Self::StartStreamEncryption => "StartStreamEncryption",
             Self::ListTagsForStream => "ListTagsForStream",
+            Self::AddTagsToStream => "AddTagsToStream",
+            Self::RemoveTagsFromStream => "RemoveTagsFromStream",
+            Self::DeleteStream => "DeleteStream",
         }
     }
 }

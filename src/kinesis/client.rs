@@ -9,7 +9,7 @@ use aws_sdk_kinesis::Client as Sdk;
 use aws_sdk_kinesis::config::retry::RetryConfig;
 use aws_sdk_kinesis::config::timeout::TimeoutConfig;
 use aws_sdk_kinesis::primitives::{Blob, DateTime};
-use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType, StreamMode, StreamModeDetails};
+use aws_sdk_kinesis::types::{EncryptionType, PutRecordsRequestEntry, ShardIteratorType, StreamMode};
 use aws_smithy_http_client::tls;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use bytes::Bytes;
@@ -54,8 +54,8 @@ pub struct StreamSettings {
 /// A client of one stream. Cheap to clone; one attempt per call, 5 s at most.
 #[derive(Clone, Debug)]
 pub struct KinesisClient {
-    sdk: Sdk,
-    stream: StreamName,
+    pub(super) sdk: Sdk,
+    pub(super) stream: StreamName,
     region: String,
     budgets: Arc<AccountBudgets>,
     metrics: Arc<KinesisCallMetrics>,
@@ -165,6 +165,10 @@ pub struct StreamSummary {
     pub capacity: Option<LiveCapacity>,
     /// Hours for which records are kept.
     pub retention_hours: u32,
+    /// Open shards, in either mode.
+    pub open_shards: u32,
+    /// KMS key with which the stream is encrypted; `None` without encryption.
+    pub encryption_key: Option<String>,
 }
 
 /// The capacity of a stream as Kinesis reports it.
@@ -371,48 +375,16 @@ impl KinesisClient {
             Some(StreamMode::Provisioned) => u32::try_from(found.open_shard_count).ok().map(LiveCapacity::Provisioned),
             _ => None,
         };
+        let is_encrypted = found.encryption_type == Some(EncryptionType::Kms);
         Ok(StreamSummary {
             capacity,
+            open_shards: u32::try_from(found.open_shard_count).unwrap_or(0),
+            encryption_key: is_encrypted.then(|| found.key_id.unwrap_or_default()),
             retention_hours: u32::try_from(found.retention_period_hours).unwrap_or(0),
             arn: found.stream_arn,
             status: found.stream_status.as_str().to_owned(),
             created_ms: unix_millis(&found.stream_creation_timestamp),
         })
-    }
-
-    /// Creates the stream, with a fixed number of shards or on demand. Its tags are part of the same call, so that the
-    /// stream is never without an owner.
-    ///
-    /// # Errors
-    /// The call failed; [`KinesisErrorClass::Busy`] when the stream exists.
-    pub async fn create_stream(
-        &self,
-        shards: Option<i32>,
-        tags: &BTreeMap<String, String>,
-    ) -> Result<(), KinesisError> {
-        let operation = KinesisOperation::CreateStream;
-        let mode = if shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
-        let mode = StreamModeDetails::builder()
-            .stream_mode(mode)
-            .build()
-            .map_err(|error| self.malformed_answer(operation, &error.to_string()))?;
-        let mut request = self.sdk.create_stream().stream_name(self.stream.as_str()).set_shard_count(shards);
-        for (name, value) in tags {
-            request = request.tags(name, value);
-        }
-        self.call(operation, request.stream_mode_details(mode).send()).await?;
-        Ok(())
-    }
-
-    /// Raises the time for which records are kept.
-    ///
-    /// # Errors
-    /// The call failed; [`KinesisErrorClass::Invalid`] when the stream keeps records for longer already.
-    pub async fn increase_retention(&self, hours: u32) -> Result<(), KinesisError> {
-        let request = self.sdk.increase_stream_retention_period().stream_name(self.stream.as_str());
-        let request = request.retention_period_hours(i32::try_from(hours).unwrap_or(i32::MAX));
-        self.call(KinesisOperation::IncreaseStreamRetentionPeriod, request.send()).await?;
-        Ok(())
     }
 
     /// Lists the tags of the stream.
@@ -437,7 +409,7 @@ impl KinesisClient {
     }
 
     /// Waits for the answer of a call, and counts it.
-    async fn call<T, E, R>(
+    pub(super) async fn call<T, E, R>(
         &self,
         operation: KinesisOperation,
         request: impl Future<Output = Result<T, aws_sdk_kinesis::error::SdkError<E, R>>>,
@@ -468,7 +440,7 @@ impl KinesisClient {
         })
     }
 
-    fn malformed_answer(&self, operation: KinesisOperation, message: &str) -> KinesisError {
+    pub(super) fn malformed_answer(&self, operation: KinesisOperation, message: &str) -> KinesisError {
         KinesisError {
             operation: operation.api_name(),
             stream: self.stream.to_string(),

@@ -57,7 +57,9 @@ pub(super) fn plain_code(code: Option<&str>) -> Option<&str> {
 pub(super) fn explain_code(code: Option<&str>) -> &'static str {
     match code {
         Some("ResourceNotFoundException") => "there is no such stream in this region and account",
-        Some("AccessDeniedException") => "the identity may not make this call: grant it the action",
+        Some("AccessDeniedException") => {
+            "the identity may not make this call: grant it the action, which is in the policy that `realtime iam` prints"
+        }
         Some("InvalidSignatureException") => "the signature is wrong: check the secret key and the clock",
         Some("UnrecognizedClientException") => "AWS does not know the access key",
         Some("MissingAuthenticationTokenException") => "the request was not signed",
@@ -113,6 +115,18 @@ pub(super) fn classify_code(code: Option<&str>) -> KinesisErrorClass {
 }
 
 impl KinesisError {
+    /// Whether a quota of the account or of the stream is reached, which time or a person raises.
+    #[must_use]
+    pub fn is_quota(&self) -> bool {
+        self.code.starts_with("LimitExceededException")
+    }
+
+    /// Whether the KMS key of the stream is the cause.
+    #[must_use]
+    pub fn is_key_failure(&self) -> bool {
+        self.code.starts_with("KMS")
+    }
+
     pub(super) fn new<E, R>(operation: &'static str, stream: &str, region: &str, error: &SdkError<E, R>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -214,7 +228,8 @@ mod tests {
                 "a code that is known",
                 400,
                 refusal("AccessDeniedException"),
-                "AccessDeniedException: the identity may not make this call: grant it the action",
+                "AccessDeniedException: the identity may not make this call: grant it the action, which is in the policy that \
+                 `realtime iam` prints",
             ),
             ("a code that is not", 400, refusal("OddException"), "OddException: the service refused the call"),
             (

@@ -1,4 +1,4 @@
-//! The Kinesis client: put, list shards, read, create.
+//! The Kinesis client: put, list shards, read, create, change.
 //!
 //! In: a region, a stream's name and the source of credentials. Out: plain values, and errors that are classed by their
 //! remedy. One attempt per call: the caller retries, because a silent retry within this room could write a batch twice
@@ -12,8 +12,9 @@ mod client;
 mod connections;
 mod error;
 mod shard;
+mod stream_change;
 
-pub use call_metrics::KinesisCallMetrics;
+pub use call_metrics::{KinesisCallMetrics, KinesisOperation};
 pub use client::{
     AwsCredentials, KinesisClient, LiveCapacity, PutEntry, PutReceipt, PutRejection, ReadPosition, ReadRecord,
     RecordPage, StreamSettings, StreamSummary,
@@ -21,3 +22,4 @@ pub use client::{
 pub use connections::KinesisConnections;
 pub use error::{KinesisError, KinesisErrorClass};
 pub use shard::{Shard, covers_all, is_before};
+pub use stream_change::StreamChange;

@@ -52,6 +52,7 @@ impl ClusterReferences {
         let stream = stream.filter(|stream| !stream.arn.is_empty()).map(|stream| StreamIdentity {
             name: StreamName(stream.name.clone()),
             cluster_id: stream.cluster_id.clone(),
+            adopted_at: stream.adopted_at.clone(),
         });
         let apps: Vec<RealtimeApp> = self.apps.iter().map(|app| (**app).clone()).collect();
         let generated = self.generated.as_deref().map(desired::decode_secret).unwrap_or_default();
@@ -87,7 +88,7 @@ pub fn digest_inputs(cluster: &RealtimeCluster, references: &ClusterReferences, 
     cluster.status.as_ref().and_then(|status| status.restarted_at.as_ref()).hash(&mut hasher);
     cluster.status.as_ref().map(|status| &status.published_hosts).hash(&mut hasher);
     if let Some(stream) = cluster.status.as_ref().and_then(|status| status.stream.as_ref()) {
-        (&stream.name, &stream.arn, &stream.cluster_id).hash(&mut hasher);
+        (&stream.name, &stream.arn, &stream.cluster_id, &stream.adopted_at).hash(&mut hasher);
     }
     references.recorded_image.hash(&mut hasher);
     networks.hash(&mut hasher);

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
+use super::stream_deletion::delete_streams;
 use crate::api::RealtimeCluster;
 use crate::config::ServerKind;
 use crate::desired::render::pod_labels;
@@ -70,6 +71,10 @@ pub async fn finalize_cluster(
             .collect();
         if !left.is_empty() {
             return Ok(Some(format!("waiting for pods to terminate: {}", left.join(", "))));
+        }
+        // After the dispatchers: they send what the edges wrote last.
+        if let Some(waiting) = delete_streams(context, cluster).await? {
+            return Ok(Some(waiting));
         }
     }
     let finalizers =

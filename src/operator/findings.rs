@@ -50,6 +50,7 @@ impl ControllerFinding {
             && match self.reason {
                 Reason::StreamNotOurs
                 | Reason::StreamInvalid
+                | Reason::StreamKeyUnusable
                 | Reason::ChildNotOurs
                 | Reason::SpecInvalid
                 | Reason::NotAllowedByPolicy => true,

@@ -32,7 +32,7 @@ use super::secret_reader::SecretUser;
 use super::service_routes::find_service_routes;
 use super::status::{self, StatusPatch};
 use super::suspension::keep_applied;
-use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, WebhooksMode};
+use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, StreamDeletionPolicy, WebhooksMode};
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
@@ -62,7 +62,11 @@ pub async fn reconcile(
     let deadline = i64::from(cluster.spec.gate.deadline_seconds);
     let built = if cluster.metadata.deletion_timestamp.is_some() {
         probers.stop_for_cluster(context, cluster);
-        Err(ReconcileError::transient(Reason::Deleting, "the servers terminate first; the stream is kept"))
+        let fate = match cluster.spec.webhooks.stream.deletion_policy {
+            StreamDeletionPolicy::Retain => "the servers terminate first; the stream is kept",
+            StreamDeletionPolicy::Delete => "the servers terminate first; then the stream is deleted",
+        };
+        Err(ReconcileError::transient(Reason::Deleting, fate))
     } else {
         Box::pin(render_judged_cluster(context, cluster, &known)).await
     };

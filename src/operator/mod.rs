@@ -4,7 +4,7 @@
 //! by one, and a status. Four controllers reconcile one kind, each in a straight line (dereference, generate,
 //! validate, render, apply, observe, status), each with its own queue and its own status fields, so that a slow stream stalls no rollout:
 //!
-//! - `stream_controller` creates the stream or adopts the one that the cluster created before
+//! - `stream_controller` creates, adopts or observes the stream, and changes its settings
 //! - `workload_controller` applies the children and reverts foreign changes
 //! - `apps_controller` writes the app registry
 //! - `gate_controller` runs journeys, admits pods and sets Ready
@@ -34,13 +34,13 @@ mod gate_times;
 mod health;
 mod live_difference;
 mod live_objects;
+mod managed_stream;
 mod metrics;
 mod name_list;
 mod object_index;
 mod operator_error;
 mod optional_children;
 mod own_networks;
-mod owned_stream;
 mod pod_admission;
 mod pod_annotation;
 mod pod_audit;
@@ -58,7 +58,10 @@ mod service_routes;
 mod start_checks;
 mod status;
 mod stream_controller;
+mod stream_deletion;
 mod stream_ownership;
+mod stream_plan;
+mod stream_request;
 mod stream_settings;
 mod suspension;
 mod unreadable_objects;
@@ -68,6 +71,9 @@ mod watches;
 mod workload_controller;
 
 pub use controllers::{LEADER_LEASE_NAME, OperatorSettings, run};
+pub use managed_stream::{ManagedStream, StreamEvent, StreamFinding, StreamTexts};
 pub use metrics::OperatorMetrics;
 pub use operator_error::OperatorError;
+pub use stream_deletion::delete_stream_of;
+pub use stream_ownership::StreamOwner;
 pub use stream_settings::build_stream_settings;

@@ -101,6 +101,9 @@ impl From<KinesisError> for ReconcileError {
     fn from(error: KinesisError) -> Self {
         use crate::kinesis::KinesisErrorClass;
         match error.class {
+            KinesisErrorClass::Denied if error.is_key_failure() => {
+                Self::terminal(Reason::StreamKeyUnusable, error.to_string())
+            }
             KinesisErrorClass::Denied => Self::terminal(Reason::AccessDenied, error.to_string()),
             KinesisErrorClass::Invalid => Self::terminal(Reason::StreamInvalid, error.to_string()),
             KinesisErrorClass::NotFound => Self::transient(Reason::StreamMissing, error.to_string()),

@@ -1,22 +1,23 @@
-//! Reconciles the stream: creates it, or adopts the one that this cluster created before; owns `status.stream` and
+//! Reconciles the stream: creates, adopts or observes it, and changes its settings; owns `status.stream` and
 //! `StreamReady`, and with [`dead_letter_stream`] `DeadLetterReady`. Any stream but the cluster's own is left alone.
 
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::events::EventType;
 use serde_json::{Map, Value};
 
 use super::context::{ControllerContext, SharedContext};
 use super::dead_letter_stream;
-use super::dereference;
-use super::owned_stream::{OwnedStream, StreamFinding, StreamTexts, keep_status};
+use super::managed_stream::{StreamFinding, StreamTexts, keep_status};
 use super::reconcile_error::ReconcileError;
 use super::status::{self, ConditionUpdate, StatusPatch};
+use super::stream_request::{StreamRequest, reconcile_stream};
 use super::validation::validate_stream;
 use crate::api::cluster::{StreamStatus, WebhooksMode};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
-use crate::desired::{StreamCapacity, ValidStream};
-use crate::kinesis::LiveCapacity;
+use crate::desired::ValidStream;
 
 /// Conditions that this controller writes.
 const OWNED_CONDITIONS: &[&str] = &[condition::STREAM_READY, condition::DEAD_LETTER_READY];
@@ -30,13 +31,13 @@ const STREAM_TEXTS: StreamTexts = StreamTexts {
 /// Time between two reconciles of an active stream; the end of Ready=True triggers an earlier one. AWS limits descriptions
 /// per account.
 const RESYNC_INTERVAL: Duration = Duration::from_mins(5);
-/// Time between two reconciles until the stream is active.
+/// Time between two reconciles until the stream is active and has its settings.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reconciles the stream of one cluster, and returns the time until the next reconcile without a change.
 ///
 /// # Errors
-/// The stream cannot be created, adopted or described; the status has the same reason.
+/// The stream cannot be created, adopted, changed or described; the status has the same reason.
 pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Result<Option<Duration>, ReconcileError> {
     if cluster.metadata.deletion_timestamp.is_some() {
         return Ok(None);
@@ -47,9 +48,13 @@ pub async fn reconcile(context: &SharedContext, cluster: &RealtimeCluster) -> Re
         write_status(context, cluster, &known, None, None).await?;
         return Ok(None);
     }
-    let result = reconcile_stream(context, cluster, known.clone()).await;
-    let main = StreamFinding::of_result(condition::STREAM_READY, known, result);
-    let dead_letter = dead_letter_stream::reconcile(context, cluster).await;
+    let now = Timestamp::now();
+    let main = reconcile_main(context, cluster, known, now).await;
+    let dead_letter = dead_letter_stream::reconcile(context, cluster, now).await;
+    for event in [Some(&main), dead_letter.as_ref()].into_iter().flatten().filter_map(|found| found.event.as_ref()) {
+        let note = event.note.clone();
+        context.publish_change(cluster, EventType::Normal, event.reason, event.action, note).await;
+    }
     let is_settled = main.is_settled() && dead_letter.as_ref().is_none_or(StreamFinding::is_settled);
     let wait = if is_settled { RESYNC_INTERVAL } else { RECHECK_INTERVAL };
     let error = main.error.or_else(|| dead_letter.as_ref().and_then(|found| found.error.clone()));
@@ -78,22 +83,23 @@ async fn write_status(
     status::write(context, cluster, part).await
 }
 
-async fn reconcile_stream(
+async fn reconcile_main(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
     known: StreamStatus,
-) -> Result<(StreamStatus, ConditionUpdate), ReconcileError> {
+    now: Timestamp,
+) -> StreamFinding {
     // Validated first: an endpoint that is not allowed gets no request.
-    let stream = validate_stream(cluster, &context.policy)?;
-    let secrets = dereference::read_cluster_secrets(context, cluster).await?;
-    ensure_same_stream(&known, &stream)?;
-    let client = dereference::connect_stream(context, &stream, &secrets).await?;
-    let capacity = stream.capacity;
-    let owned =
-        OwnedStream { context, cluster, client: &client, texts: &STREAM_TEXTS, capacity, retention_hours: None };
+    let valid = validate_stream(cluster, &context.policy)
+        .and_then(|stream| ensure_same_stream(&known, &stream).map(|()| stream));
+    let stream = match valid {
+        Ok(stream) => stream,
+        Err(error) => return StreamFinding::of_error(condition::STREAM_READY, known, error),
+    };
     // The name may have been corrected before a stream existed.
     let known = keep_status(known, &stream.name);
-    owned.reconcile(known, |live| find_pending_steps(capacity, live.capacity)).await
+    let request = StreamRequest { stream: &stream, goal: stream.goal.clone(), texts: &STREAM_TEXTS };
+    reconcile_stream(context, cluster, request, known, now).await
 }
 
 /// Refuses another name than that of the stream that the cluster has. An API server refuses the edit, unless its schema is
@@ -109,47 +115,11 @@ fn ensure_same_stream(known: &StreamStatus, wanted: &ValidStream) -> Result<(), 
     Err(ReconcileError::terminal(Reason::SpecInvalid, message))
 }
 
-/// The settings of the manifest that a live stream does not have. The operator creates streams with their capacity and does
-/// not change it later: a change has limits per day, and reshards what dispatchers read.
-fn find_pending_steps(wanted: StreamCapacity, live: Option<LiveCapacity>) -> Vec<String> {
-    let remedy = "the operator does not change the capacity of a stream: change it with the AWS CLI";
-    let step = match (wanted, live) {
-        (StreamCapacity::OnDemand, Some(LiveCapacity::Provisioned(shards))) => format!(
-            "mode is OnDemand, and the stream is Provisioned with {shards} shards: {remedy} (update-stream-mode), or write mode: Provisioned and shards: {shards}"
-        ),
-        (StreamCapacity::Provisioned(_), Some(LiveCapacity::OnDemand)) => format!(
-            "mode is Provisioned, and the stream is OnDemand: {remedy} (update-stream-mode), or write mode: OnDemand without shards"
-        ),
-        (StreamCapacity::Provisioned(wanted), Some(LiveCapacity::Provisioned(shards))) if wanted != shards => format!(
-            "shards is {wanted}, and the stream has {shards}: {remedy} (update-shard-count), or write shards: {shards}"
-        ),
-        _ => return vec![],
-    };
-    vec![step]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::fixture::applied_cluster;
     use crate::desired::PlatformPolicy;
-
-    #[test]
-    fn a_capacity_that_the_stream_does_not_have_is_pending_with_its_remedy() {
-        use StreamCapacity::{OnDemand, Provisioned};
-        for (case, wanted, live, says) in [
-            ("as wanted", OnDemand, Some(LiveCapacity::OnDemand), ""),
-            ("as many shards as wanted", Provisioned(2), Some(LiveCapacity::Provisioned(2)), ""),
-            ("an endpoint that reports no mode", Provisioned(2), None, ""),
-            ("more shards", Provisioned(4), Some(LiveCapacity::Provisioned(2)), "shards is 4, and the stream has 2"),
-            ("another mode", Provisioned(4), Some(LiveCapacity::OnDemand), "or write mode: OnDemand without shards"),
-            ("on demand", OnDemand, Some(LiveCapacity::Provisioned(2)), "or write mode: Provisioned and shards: 2"),
-        ] {
-            let steps = find_pending_steps(wanted, live);
-            assert_eq!(steps.len(), usize::from(!says.is_empty()), "{case}: {steps:?}");
-            assert!(steps.iter().all(|step| step.contains(says)), "{case}: {steps:?}");
-        }
-    }
 
     #[test]
     fn another_name_is_refused_once_the_cluster_has_a_stream() {

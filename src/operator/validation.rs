@@ -116,7 +116,11 @@ mod tests {
             secrets: BTreeMap::from([("eu-redis".to_owned(), texts)]),
             generated: BTreeMap::new(),
             app_credentials: BTreeMap::new(),
-            stream: Some(StreamIdentity { name: StreamName("s".to_owned()), cluster_id: "u".to_owned() }),
+            stream: Some(StreamIdentity {
+                name: StreamName("s".to_owned()),
+                cluster_id: "u".to_owned(),
+                adopted_at: None,
+            }),
             recorded_image: None,
         };
         let credentials = desired::generate_all_credentials(cluster, &[], str::to_owned);

@@ -27,7 +27,7 @@ use tower::ServiceExt;
 
 use super::faults::{Fault, FaultSwitches};
 use crate::config::ServerKind;
-use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, StreamSettings};
+use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, LiveCapacity, StreamSettings};
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::record::StreamRecord;
 use crate::protocol::{AppId, StreamName};
@@ -304,7 +304,7 @@ pub fn client_settings(address: SocketAddr, caller: &str, region: &str, stream: 
 /// # Errors
 /// It cannot be created within 10 s.
 pub async fn create_stream(client: &KinesisClient, shards: u32) -> Result<(), KinesisError> {
-    client.create_stream(Some(i32::try_from(shards).unwrap_or(i32::MAX)), &std::collections::BTreeMap::new()).await?;
+    client.create_stream(LiveCapacity::Provisioned(shards), &std::collections::BTreeMap::new()).await?;
     for _ in 0..500 {
         if client.describe_stream().await?.status == "ACTIVE" {
             return Ok(());
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(here.list_shards().await.expect("shards").len(), 2);
         assert_eq!(there.describe_stream().await.expect_err("none").class, KinesisErrorClass::NotFound);
         let tags = std::collections::BTreeMap::from([("realtime-operator.dev/owner".to_owned(), "k/n/eu".to_owned())]);
-        there.create_stream(Some(1), &tags).await.expect("created");
+        there.create_stream(LiveCapacity::Provisioned(1), &tags).await.expect("created");
         assert_eq!(there.list_tags().await.expect("tags"), tags, "the tags are there once the stream is");
         shutdown.cancel();
         served.await.expect("ended");

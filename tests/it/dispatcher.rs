@@ -60,13 +60,13 @@ struct Bed {
 }
 
 impl Bed {
-    async fn new(shards: i32) -> Self {
+    async fn new(shards: u32) -> Self {
         let (endpoint, kinesis) = start_kinesis("stream", shards).await;
         Self::on_stream(endpoint, kinesis).await
     }
 
     /// A bed whose Kinesis fails when the switch says so.
-    async fn with_faults(shards: i32) -> (Self, FaultSwitch) {
+    async fn with_faults(shards: u32) -> (Self, FaultSwitch) {
         let (endpoint, kinesis, faults) = start_faulty_kinesis("stream", shards).await;
         (Self::on_stream(endpoint, kinesis).await, faults)
     }

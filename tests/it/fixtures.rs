@@ -101,7 +101,7 @@ mod with_kinesis {
     use std::collections::BTreeMap;
 
     use ferrokinesis::store::StoreOptions;
-    use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+    use realtime_operator::kinesis::{AwsCredentials, KinesisClient, LiveCapacity, StreamSettings};
     use realtime_operator::rehearsal::separate_reads_from_puts;
     use tokio::net::TcpListener;
 
@@ -132,20 +132,20 @@ mod with_kinesis {
     }
 
     /// A Kinesis API in this process, with an active stream of so many shards: its endpoint, and a client.
-    pub async fn start_kinesis(stream: &str, shards: i32) -> (String, KinesisClient) {
+    pub async fn start_kinesis(stream: &str, shards: u32) -> (String, KinesisClient) {
         let (endpoint, client, _) = start_faulty_kinesis(stream, shards).await;
         (endpoint, client)
     }
 
     /// [`start_kinesis`] behind a switch of faults.
-    pub async fn start_faulty_kinesis(stream: &str, shards: i32) -> (String, KinesisClient, FaultSwitch) {
+    pub async fn start_faulty_kinesis(stream: &str, shards: u32) -> (String, KinesisClient, FaultSwitch) {
         let options = StoreOptions { create_stream_ms: 0, shard_limit: 100, ..StoreOptions::default() };
         let (router, _) = ferrokinesis::create_app(options);
         let faults = FaultSwitch::default();
         let layer = axum::middleware::from_fn_with_state(faults.clone(), apply_fault);
         let endpoint = serve_routes(separate_reads_from_puts(router).layer(layer)).await;
         let client = connect_kinesis(&endpoint, stream).await;
-        client.create_stream(Some(shards), &BTreeMap::new()).await.expect("created");
+        client.create_stream(LiveCapacity::Provisioned(shards), &BTreeMap::new()).await.expect("created");
         wait_until_active(&client).await;
         (endpoint, client, faults)
     }

@@ -17,6 +17,8 @@ mod fuzz;
 mod generated;
 mod golden;
 #[cfg(feature = "rehearsal")]
+mod kinesis_local;
+#[cfg(feature = "rehearsal")]
 mod ledger;
 mod links;
 mod many_apps;
@@ -34,5 +36,7 @@ mod resources;
 #[cfg(feature = "rehearsal")]
 mod sockjs;
 mod source_tree;
+#[cfg(feature = "rehearsal")]
+mod stream_management;
 mod waiting;
 mod words;

@@ -16,7 +16,7 @@ use tokio_util::sync::DropGuard;
 
 use super::super::error::BenchError;
 use super::loopback::serve_on_loopback;
-use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, StreamSettings};
+use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, LiveCapacity, StreamSettings};
 
 /// Name of the run's stream.
 pub const STREAM: &str = "bench";
@@ -155,8 +155,11 @@ impl StreamDouble {
 
     async fn create_stream(&self, shards: usize) -> Result<(), BenchError> {
         let client = self.connect().await;
-        let shards = i32::try_from(shards).ok();
-        client.create_stream(shards, &std::collections::BTreeMap::new()).await.map_err(|error| stream_error(&error))?;
+        let capacity = LiveCapacity::Provisioned(u32::try_from(shards).unwrap_or(u32::MAX));
+        client
+            .create_stream(capacity, &std::collections::BTreeMap::new())
+            .await
+            .map_err(|error| stream_error(&error))?;
         let deadline = Instant::now() + STREAM_TIMEOUT;
         while client.describe_stream().await.map_err(|error| stream_error(&error))?.status != "ACTIVE" {
             if Instant::now() > deadline {

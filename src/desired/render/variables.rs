@@ -70,6 +70,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::Webhooks => text(if cluster.dispatcher().is_some() { "kinesis" } else { "off" }),
         VariableKey::StreamName => text(cluster.stream.name.as_str()),
         VariableKey::DeadLetterStream => cluster.stream.dead_letter_name().and_then(|name| text(name.as_str())),
+        VariableKey::StreamStartMs => cluster.stream.start_ms.and_then(|ms| text(&ms.to_string())),
         VariableKey::Bus => text("redis"),
         VariableKey::RedisUrl => referenced(&cluster.redis.url),
         VariableKey::RedisCa => cluster.redis.ca.as_ref().and_then(referenced),

@@ -1,6 +1,6 @@
 //! Dead letters: an event that is given up is in the dead-letter stream before its record counts as finished.
 
-use realtime_operator::kinesis::ReadPosition;
+use realtime_operator::kinesis::{LiveCapacity, ReadPosition};
 use realtime_operator::protocol::AppId;
 use realtime_operator::protocol::dead_letter::{DeadLetter, RawContent};
 
@@ -16,7 +16,7 @@ const FLOOD_RECORD_EVENTS: u64 = 100;
 
 pub async fn create_dead_letter_stream(bed: &Bed) -> KinesisClient {
     let client = connect_kinesis(&bed.endpoint, DEAD).await;
-    client.create_stream(Some(1), &BTreeMap::new()).await.expect("created");
+    client.create_stream(LiveCapacity::Provisioned(1), &BTreeMap::new()).await.expect("created");
     wait_until_active(&client).await;
     client
 }

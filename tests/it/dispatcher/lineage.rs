@@ -190,7 +190,7 @@ struct SlowLeases {
 
 /// The time of one acquisition. Sixty of them, one after another, outlast a member's life.
 const ACQUISITION_TIME: Duration = Duration::from_millis(500);
-const MANY_SHARDS: i32 = 60;
+const MANY_SHARDS: u32 = 60;
 /// Longest time between two heartbeats: half of that after which a member counts as dead.
 const HEARTBEAT_GAP_MAX: Duration = Duration::from_secs(4);
 
