@@ -72,6 +72,8 @@ reasons! {
     ConfigurationDrift,
     /// A server refused its configuration.
     ConfigurationRefused,
+    /// EKS injected no AWS identity into a new pod.
+    IdentityNotInjected,
     /// A server has an app that differs from the rendered one.
     AppsInconsistent,
     /// A server's clock is off by more than 30 s.
@@ -272,6 +274,9 @@ impl Reason {
                 "Revert the change of the variable named: a manual edit, a policy, or an injector."
             }
             Self::ConfigurationRefused => "Follow the server's message: it names the variable and the remedy.",
+            Self::IdentityNotInjected => {
+                "Run the command in the message; the pods are replaced, at most five minutes later, without a further step."
+            }
             Self::AppsInconsistent => "Find out why the server named has another copy of the registry.",
             Self::ClockSkew => "Set the clock of the node.",
             Self::NoPods => "Scale up the server without a pod, or find out why its pods do not start.",

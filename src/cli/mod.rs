@@ -10,6 +10,7 @@ mod check;
 mod cluster_api;
 mod cost;
 mod files;
+pub mod iam;
 mod ledger;
 mod operator;
 mod output;
@@ -72,6 +73,7 @@ enum Command {
     Operator(operator::Arguments),
     Check(check::Arguments),
     Cost(cost::Arguments),
+    Iam(iam::Arguments),
     Status(status::Arguments),
     Tail(tail::Arguments),
     Prove(prove::Arguments),
@@ -115,6 +117,7 @@ pub fn main() -> ExitCode {
             Command::Operator(arguments) => operator::run(arguments).await,
             Command::Check(arguments) => check::run(arguments).await,
             Command::Cost(arguments) => cost::run(&arguments),
+            Command::Iam(arguments) => iam::run(&arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Tail(arguments) => tail::run(arguments).await,
             Command::Prove(arguments) => prove::run(arguments).await,

@@ -59,6 +59,7 @@ fn describe_requirement(need: Requirement) -> String {
         Requirement::Default("") => "no".to_owned(),
         Requirement::Default(value) => format!("no, default `{value}`"),
         Requirement::When(other, value) => format!("with `{other}={value}`"),
+        Requirement::Identity(identities) => format!("with {}", identities.join(", ")),
         Requirement::Optional(identities) => format!("no; with {}", identities.join(", ")),
     }
 }

@@ -204,15 +204,22 @@ fn check_requirement(
                 _ => Ok(()),
             }
         }
-        Requirement::Optional(identities) if present => {
+        Requirement::Identity(identities) | Requirement::Optional(identities) => {
             let identity = values.get(name::AWS_IDENTITY).map_or("", String::as_str);
-            if identity.is_empty() || identities.contains(&identity) {
-                Ok(())
-            } else {
-                Err(ConfigError::Contradiction {
+            let is_read = identities.contains(&identity);
+            // An edge that writes no events needs no credentials.
+            let reaches_aws = values.get(name::WEBHOOKS).is_none_or(|webhooks| webhooks != "off");
+            let is_required = matches!(row.need, Requirement::Identity(_)) && is_read && reaches_aws;
+            match (present, is_required) {
+                (false, true) => Err(missing(format!(
+                    ", although {} is `{identity}`: the identity was not injected into this pod, or not rendered for it",
+                    name::AWS_IDENTITY
+                ))),
+                (true, _) if !is_read && !identity.is_empty() => Err(ConfigError::Contradiction {
                     name: row.name,
                     other: format!("{} is `{identity}`", name::AWS_IDENTITY),
-                })
+                }),
+                _ => Ok(()),
             }
         }
         _ => Ok(()),
@@ -323,6 +330,8 @@ mod tests {
             ("REALTIME_STREAM_NAME", "s"),
             ("REALTIME_BUS", "memory"),
             ("REALTIME_AWS_IDENTITY", "PodIdentity"),
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23/v1/credentials"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/var/run/secrets/token"),
             ("AWS_REGION", "eu-west-1"),
         ]
     }
@@ -375,6 +384,11 @@ mod tests {
             ("a path that ends", parse_edge_with("REALTIME_BASE_PATH", Some("/ws/")), "write a path such as /ws"),
             ("a path of ours", parse_edge_with("REALTIME_BASE_PATH", Some("/pusher/a")), "not one of the server's own"),
             ("contradiction", parse_edge_with("REALTIME_REDIS_URL", Some("redis://r")), "but REALTIME_BUS is `memory`"),
+            (
+                "an identity that was not injected",
+                parse_edge_with("AWS_CONTAINER_CREDENTIALS_FULL_URI", None),
+                "although REALTIME_AWS_IDENTITY is `PodIdentity`: the identity was not injected into this pod",
+            ),
             (
                 "another identity",
                 parse_edge_with("AWS_ROLE_ARN", Some("arn")),

@@ -388,14 +388,14 @@ pub const VARIABLE_TABLE: &[Variable] = &[
     define_variable(
         VariableKey::AwsRoleArn,
         ValueKind::Text,
-        Requirement::Optional(TOKEN_IDENTITY),
+        Requirement::Identity(TOKEN_IDENTITY),
         ALL_SERVERS,
         "Role to assume with the token, set by EKS or the manifest.",
     ),
     define_variable(
         VariableKey::AwsWebIdentityTokenFile,
         ValueKind::Path,
-        Requirement::Optional(TOKEN_IDENTITY),
+        Requirement::Identity(TOKEN_IDENTITY),
         ALL_SERVERS,
         "The token, mounted by EKS or the manifest.",
     ),
@@ -416,14 +416,14 @@ pub const VARIABLE_TABLE: &[Variable] = &[
     define_variable(
         VariableKey::AwsContainerCredentialsFullUri,
         ValueKind::Url,
-        Requirement::Optional(&[POD_IDENTITY]),
+        Requirement::Identity(&[POD_IDENTITY]),
         ALL_SERVERS,
         "Set by EKS Pod Identity.",
     ),
     define_variable(
         VariableKey::AwsContainerAuthorizationTokenFile,
         ValueKind::Path,
-        Requirement::Optional(&[POD_IDENTITY]),
+        Requirement::Identity(&[POD_IDENTITY]),
         ALL_SERVERS,
         "Set by EKS Pod Identity.",
     ),

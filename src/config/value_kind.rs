@@ -40,6 +40,9 @@ pub enum Requirement {
     Default(&'static str),
     /// Required exactly when another variable has this value.
     When(&'static str, &'static str),
+    /// Required by servers that reach AWS with one of these identities, and refused with any other: the platform injects it into
+    /// the pod, or the manifest sets it.
+    Identity(&'static [&'static str]),
     /// Read by a library when the platform or the manifest sets it, with one of these identities.
     Optional(&'static [&'static str]),
 }

@@ -15,6 +15,7 @@ mod environment;
 mod estimate;
 pub mod expose;
 mod image_reference;
+mod injected_identity;
 mod known_injectors;
 mod kubernetes_names;
 pub mod manifest;
@@ -46,6 +47,7 @@ pub use credentials::{ClusterCredentials, generate_all_credentials, generate_cre
 pub use environment::{MissingReference, PodFacts, resolve_variables, template_variables};
 pub use estimate::estimate_rollout;
 pub use expose::{DrainPhases, find_published_hosts};
+pub use injected_identity::list_injected_variables;
 pub use known_injectors::{KnownInjectors, SHIPPED_INJECTORS};
 pub use manifest::{InputError, Manifests};
 pub use platform_policy::{PlatformPolicy, PolicyFileError};

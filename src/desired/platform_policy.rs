@@ -16,6 +16,7 @@ use super::name_pattern::{NamePattern, matches_any};
 use super::problem::ManifestProblem;
 use super::server_image::DEFAULT_REPOSITORY;
 use crate::api::RealtimeCluster;
+use crate::api::cluster::StreamManagement;
 use crate::config::suggest_name;
 
 /// Values that a message lists at most.
@@ -75,6 +76,9 @@ struct PolicyRule {
     /// ARNs of IAM roles; `None` for any, none for an empty list.
     #[serde(default, rename = "roleARNs", deserialize_with = "read_some_list")]
     role_arns: Option<Vec<NamePattern>>,
+    /// Names of streams that clusters may adopt or observe; `None` for any, none for an empty list.
+    #[serde(default, deserialize_with = "read_some_list")]
+    streams: Option<Vec<NamePattern>>,
 }
 
 /// A repository, which includes the repositories below it.
@@ -180,6 +184,7 @@ impl PolicyCheck<'_> {
                 self.report("spec.aws.endpointURL", endpoint, &(own + &join_values(&rule.endpoints)));
             }
         }
+        self.check_streams(rule);
         let identity = &aws.identity;
         for (server, role) in [("edge", &identity.edge), ("dispatcher", &identity.dispatcher)] {
             if let (Some(role), Some(allowed)) = (role, &rule.role_arns)
@@ -188,6 +193,26 @@ impl PolicyCheck<'_> {
                 let path = format!("spec.aws.identity.{server}.roleARN");
                 let none = if allowed.is_empty() { "no role" } else { "" };
                 self.report(&path, &role.role_arn, &(none.to_owned() + &join_values(allowed)));
+            }
+        }
+    }
+
+    /// Checks the streams of others that the operator would use with its own rights. One that the operator created has our tag.
+    fn check_streams(&mut self, rule: &PolicyRule) {
+        let webhooks = &self.cluster.spec.webhooks;
+        let dead_letter = webhooks.dead_letter.as_ref().and_then(|spec| spec.name.as_ref());
+        let named = [
+            ("spec.webhooks.stream.name", webhooks.stream.name.as_ref()),
+            ("spec.webhooks.deadLetter.name", dead_letter),
+        ];
+        let Some(allowed) = rule.streams.as_ref().filter(|_| webhooks.stream.management != StreamManagement::Create)
+        else {
+            return;
+        };
+        for (path, name) in named {
+            if let Some(name) = name.filter(|name| !matches_any(allowed, name)) {
+                let none = if allowed.is_empty() { "no stream of others" } else { "" };
+                self.report(path, name, &(none.to_owned() + &join_values(allowed)));
             }
         }
     }
@@ -408,6 +433,29 @@ rules:
         };
         let all = ["spec.image.repository", "spec.aws.region", "spec.aws.endpointURL"];
         assert_eq!(paths(&policy, elsewhere), all);
+    }
+
+    #[test]
+    fn streams_of_others_are_adopted_and_observed_by_the_names_that_the_policy_allows() {
+        let with_stream = |stream: &'static str| {
+            move |cluster: &mut RealtimeCluster| {
+                cluster.spec.webhooks.stream = serde_yaml::from_str(stream).expect("a stream");
+            }
+        };
+        let some = "rules: [{ namespaces: [channels], streams: ['rtc-*'] }]";
+        let some = PlatformPolicy::parse("f", some).expect("a policy");
+        let path = ["spec.webhooks.stream.name"];
+        for (policy, stream, allowed) in [
+            (&PlatformPolicy::default(), "{ name: orders, management: Adopt }", true),
+            (&some, "{ name: orders }", true),
+            (&some, "{ management: Adopt }", true),
+            (&some, "{ name: rtc-a, management: Adopt }", true),
+            (&some, "{ name: orders, management: Adopt }", false),
+            (&some, "{ name: orders, management: AdoptOrCreate }", false),
+            (&some, "{ name: orders, management: Observe }", false),
+        ] {
+            assert_eq!(paths(policy, with_stream(stream)), if allowed { &path[..0] } else { &path[..] }, "{stream}");
+        }
     }
 
     #[test]

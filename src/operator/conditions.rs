@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::findings::ControllerFinding;
+use super::pod_admission::PodProblem;
 use super::reconcile_error::ReconcileError;
 use super::status::ConditionUpdate;
 use crate::api::Reason;
@@ -27,7 +28,7 @@ pub struct StatusInputs<'a> {
     /// Pod and message of a server that refuses to start: `eu-sockjs-x: REALTIME_…`.
     pub startup_refusal: Option<&'a str>,
     /// A pod of the rendered template that is not admitted since it differs from it: `eu-sockjs-x differs from …`.
-    pub pod_difference: Option<&'a str>,
+    pub pod_difference: Option<&'a PodProblem>,
     /// The gate's verdict on the journeys; `None` until the prober has observed a pod.
     pub verdict: Option<&'a Verdict>,
     /// Whether webhooks are enabled.
@@ -111,10 +112,13 @@ pub fn decide_status(inputs: &StatusInputs<'_>) -> StatusDecision {
 
 /// Names the pod that differs from its template as the cause for which a rollout waits.
 fn report_difference(inputs: &StatusInputs<'_>, state: &mut ReadyState) {
-    let waits = matches!(state.reason, Reason::RollingOut | Reason::Proving | Reason::NoPods) && state.ready != "True";
-    if let Some(line) = inputs.pod_difference.filter(|_| waits) {
-        (state.ready, state.reason) = ("False", Reason::ConfigurationDrift);
-        line.clone_into(&mut state.message);
+    let waits = matches!(state.reason, Reason::RollingOut | Reason::Proving | Reason::NoPods);
+    // A missing identity is the cause of whatever else fails: a journey without a dispatcher, a server that does not start.
+    let explains = |problem: &&PodProblem| waits || problem.reason == Reason::IdentityNotInjected;
+    let is_open = state.ready != "True" && !state.stalled;
+    if let Some(problem) = inputs.pod_difference.filter(|_| is_open).filter(explains) {
+        (state.ready, state.reason) = ("False", problem.reason);
+        problem.line.clone_into(&mut state.message);
     }
 }
 
@@ -298,7 +302,8 @@ fn keep_readiness(inputs: &StatusInputs<'_>, error: &ReconcileError) -> Option<R
 /// The first moment at which a journey could run for this generation and fingerprint; `None` while none can, and once the
 /// cluster is Ready or has failed after it was.
 fn find_proving_since(inputs: &StatusInputs<'_>, state: &ReadyState) -> Option<Timestamp> {
-    inputs.current_verdict().filter(|_| state.reconciling)?;
+    // Without an identity no server starts, and no journey can run.
+    inputs.current_verdict().filter(|_| state.reconciling && state.reason != Reason::IdentityNotInjected)?;
     let known = inputs.known.gate.as_ref().filter(|gate| {
         gate.fingerprint == inputs.fingerprint && Some(inputs.known.observed_generation) == inputs.generation
     });

@@ -20,6 +20,7 @@ use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_prove
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
 use super::gate_times::{publish_interval_event, report_interval, round_up_seconds};
+use super::missing_identity::explain_missing_identity;
 use super::pod_admission::{self, AdmissionStep};
 use super::pod_annotation::{annotate_pod, patch_parameters};
 use super::pods::{PodReader, ServerPod, count_wanted_pods, explain_refusal};
@@ -75,19 +76,21 @@ pub async fn reconcile(
         Err(_) => None,
     };
     let refusal = observation.as_ref().and_then(|observation| {
-        let refuses = |pod: &&ServerPod| pod.current && pod.refusal.is_some();
+        // A server refuses to start without its identity, which has a reason of its own.
+        let refuses = |pod: &&ServerPod| pod.current && pod.refusal.is_some() && !pod.audit.only_lacks_identity();
         let pod = observation.pods.iter().find(refuses)?;
         Some(format!("{}: {}", pod.name, explain_refusal(pod.refusal.as_deref().unwrap_or_default())))
     });
-    let difference = observation
-        .as_ref()
-        .and_then(|observation| pod_admission::describe_difference(&observation.pods, &observation.replacements));
+    let difference = observation.as_ref().and_then(|observation| {
+        let explain_identity = |server| explain_missing_identity(cluster, server);
+        pod_admission::describe_difference(&observation.pods, &observation.replacements, explain_identity)
+    });
     // Without an observation the journeys run on by the last plan.
     let latest = if observation.is_none() { probers.latest_verdict(cluster) } else { None };
     let decision = conditions::decide_status(&StatusInputs {
         error: built.as_ref().err(),
         startup_refusal: refusal.as_deref(),
-        pod_difference: difference.as_deref(),
+        pod_difference: difference.as_ref(),
         verdict: observation.as_ref().map_or(latest.as_ref(), |observation| observation.findings.verdict.as_ref()),
         webhooks,
         fingerprint: observation.as_ref().map_or("", |observation| &observation.fingerprint),

@@ -90,12 +90,14 @@ enum ClaimStep {
 
 impl StreamFinding {
     /// The finding of a reconcile that failed; the known state stays.
+    #[must_use]
     pub fn of_error(condition: &'static str, stream: StreamStatus, error: ReconcileError) -> Self {
         let update = ConditionUpdate::of_error(condition, &error);
         Self { stream, update, error: Some(error), event: None, in_progress: false }
     }
 
     /// Whether the next reconcile has no step to take.
+    #[must_use]
     pub fn is_settled(&self) -> bool {
         (self.update.status == "True" && !self.in_progress) || self.update.reason == Reason::Suspended
     }

@@ -11,6 +11,7 @@
 //!
 //! This room must not know the code of edge and dispatcher: they share `config` alone.
 
+mod account_settling;
 mod app_credentials;
 mod app_status;
 mod apps_controller;
@@ -36,6 +37,7 @@ mod live_difference;
 mod live_objects;
 mod managed_stream;
 mod metrics;
+mod missing_identity;
 mod name_list;
 mod object_index;
 mod operator_error;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 
 use super::pods::ServerPod;
+use crate::api::Reason;
 use crate::api::cluster::PodReplacements;
 use crate::config::ServerKind;
 use crate::gate::Hop;
@@ -131,9 +132,22 @@ pub fn add_replacements(replaced: &mut Vec<PodReplacements>, steps: &[AdmissionS
     }
 }
 
-/// Describes a pod of the rendered template that is not admitted since it differs, with the remedy.
+/// A pod that keeps a rollout waiting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodProblem {
+    pub reason: Reason,
+    /// The pod, its difference and the remedy in one line.
+    pub line: String,
+}
+
+/// Describes a pod of the rendered template that is not admitted since it differs, with the remedy. `explain_identity` has the
+/// command that makes EKS inject the identity into the pods of a server.
 #[must_use]
-pub fn describe_difference(pods: &[ServerPod], replaced: &[PodReplacements]) -> Option<String> {
+pub fn describe_difference(
+    pods: &[ServerPod],
+    replaced: &[PodReplacements],
+    explain_identity: impl Fn(ServerKind) -> String,
+) -> Option<PodProblem> {
     let differs = |pod: &&ServerPod| pod.current && pod.admitted.is_none() && !pod.audit.differences.is_empty();
     let pod = pods.iter().find(differs)?;
     let difference = pod.first_difference()?;
@@ -142,19 +156,22 @@ pub fn describe_difference(pods: &[ServerPod], replaced: &[PodReplacements]) -> 
         count => format!(" and {} more", count - 1),
     };
     let line = format!("{} differs from its template: {difference}{more}", pod.name);
+    let drifts = |line| PodProblem { reason: Reason::ConfigurationDrift, line };
     if !pod.rendered {
-        return Some(format!("{line}; its Deployment was edited, which is reverted"));
+        return Some(drifts(format!("{line}; its Deployment was edited, which is reverted")));
     }
     let count = replaced.iter().find(|one| is_of_template(one, pod)).map_or(0, |one| one.count as usize);
-    Some(match count {
-        _ if pod.audit.only_lacks_identity() => {
-            format!("{line}; replaced {count} times: check that the identity is associated with its ServiceAccount")
-        }
+    if pod.audit.only_lacks_identity() {
+        let (name, remedy) = (&pod.name, explain_identity(pod.server));
+        let line = format!("{name}: {difference}; replaced {count} times, which goes on. {remedy}");
+        return Some(PodProblem { reason: Reason::IdentityNotInjected, line });
+    }
+    Some(drifts(match count {
         REPLACEMENTS_MAX.. => format!(
             "{line}; replaced {count} times in vain: undo the change or add its injector to --known-injectors, then delete the pod"
         ),
         _ => format!("{line}; replaced {count} of {REPLACEMENTS_MAX} times"),
-    })
+    }))
 }
 
 fn admission_step(
@@ -332,7 +349,10 @@ mod tests {
 
     #[test]
     fn the_difference_of_a_pod_is_described_with_its_remedy() {
-        let describe = |pod: &ServerPod, count| describe_difference(std::slice::from_ref(pod), &replaced(count, 0));
+        let explain = |server: ServerKind| format!("Run: associate {server}");
+        let describe_all =
+            |pod: &ServerPod, count| describe_difference(std::slice::from_ref(pod), &replaced(count, 0), explain);
+        let describe = |pod: &ServerPod, count| describe_all(pod, count).map(|problem| problem.line);
         let wrong = pod("e1", None, true, 0);
         let line = "e1 differs from its template: container sockjs: env A: want 1, found 2";
         assert_eq!(describe(&wrong, 1).expect("a line"), format!("{line}; replaced 1 of 3 times"));
@@ -346,11 +366,12 @@ mod tests {
         assert!(describe(&edited, 0).expect("a line").ends_with("its Deployment was edited, which is reverted"));
         let mut unassociated = wrong.clone();
         unassociated.audit.differences = vec![PodDifference::for_test(true); 2];
-        let found = describe(&unassociated, 4).expect("a line");
-        assert!(
-            found.contains("want it injected by EKS Pod Identity, found none and 1 more; replaced 4 times"),
-            "{found}"
-        );
+        let found = describe_all(&unassociated, 4).expect("a problem");
+        assert_eq!(found.reason, Reason::IdentityNotInjected);
+        let says =
+            "want it injected by EKS Pod Identity, found none; replaced 4 times, which goes on. Run: associate sockjs";
+        assert!(found.line.ends_with(says), "{}", found.line);
+        assert_eq!(describe_all(&wrong, 1).expect("a problem").reason, Reason::ConfigurationDrift);
         assert_eq!(describe(&pod("e1", None, false, 0), 0), None);
         assert_eq!(describe(&ServerPod { admitted: Some("c".to_owned()), ..wrong }, 0), None, "it serves already");
     }

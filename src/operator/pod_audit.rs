@@ -53,9 +53,24 @@ impl PodAudit {
     }
 }
 
+/// The identity with which a pod should run.
+#[derive(Clone, Copy)]
+pub struct WantedIdentity<'a> {
+    /// Type of the identity.
+    pub name: &'a str,
+    /// Whether the pod reaches AWS, so that its injector must have acted.
+    pub is_used: bool,
+}
+
 /// Compares a pod with its template. `server` is the name of the server's container.
 #[must_use]
-pub fn audit_pod(template: &PodSpec, pod: &PodSpec, known: &KnownInjectors, identity: &str, server: &str) -> PodAudit {
+pub fn audit_pod(
+    template: &PodSpec,
+    pod: &PodSpec,
+    known: &KnownInjectors,
+    identity: WantedIdentity<'_>,
+    server: &str,
+) -> PodAudit {
     let (wanted, found) = (list_pod_fields(template), list_pod_fields(pod));
     let mut audit = PodAudit::default();
     let is_container_wanted = |name: &str| {
@@ -82,7 +97,7 @@ pub fn audit_pod(template: &PodSpec, pod: &PodSpec, known: &KnownInjectors, iden
                 audit.injectors.insert("image rewriting".to_owned());
             }
             Some(wanted) => audit.differences.push(difference(Some(wanted))),
-            None => match known.find_injector(field, value, identity) {
+            None => match known.find_injector(field, value, identity.name) {
                 Some(injector) => {
                     audit.injectors.insert(injector.to_owned());
                 }
@@ -106,7 +121,7 @@ pub fn audit_pod(template: &PodSpec, pod: &PodSpec, known: &KnownInjectors, iden
             audit.injected_variables.insert(added.name.clone(), value.clone());
         }
     }
-    for (name, injector) in known.required_variables(identity) {
+    for (name, injector) in known.required_variables(identity.name).filter(|_| identity.is_used) {
         if !variables().any(|found| found.name == name) {
             audit.differences.push(PodDifference {
                 field: variable(name),
@@ -139,6 +154,7 @@ mod tests {
         let mut pod = serde_json::to_value(rendered_pod()).expect("JSON");
         change(&mut pod);
         let known = KnownInjectors::shipped().expect("the shipped file");
+        let identity = WantedIdentity { name: identity, is_used: true };
         audit_pod(&rendered_pod(), &read_pod(&pod), &known, identity, "sockjs")
     }
 

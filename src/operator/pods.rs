@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::core::v1::{EnvVar, Pod, PodTemplateSpec};
 use kube::ResourceExt;
 
-use super::pod_audit::{PodAudit, PodDifference, audit_pod};
+use super::pod_audit::{PodAudit, PodDifference, WantedIdentity, audit_pod};
 use crate::config::{ServerConfig, ServerKind, Variable};
 use crate::desired::render::{
     ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, is_rendered_template, template_mark,
@@ -82,7 +82,8 @@ impl PodReader<'_> {
         let rendered = is_rendered_template(template);
         // Of a template that was never rendered, the difference from the one that is.
         let template = if rendered { template } else { wanted.unwrap_or(template) };
-        let identity = self.cluster.stream.identity.name();
+        let is_used = self.cluster.dispatcher().is_some();
+        let identity = WantedIdentity { name: self.cluster.stream.identity.name(), is_used };
         let live = pod.spec.as_ref()?;
         let audit = audit_pod(template.spec.as_ref()?, live, self.injectors, identity, server.name());
         let state = status.container_statuses.iter().flatten().find(|status| status.name == server.name());

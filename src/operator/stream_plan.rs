@@ -272,13 +272,13 @@ fn plan_tags(goal: &StreamGoal, live: &LiveStream<'_>, known: &StreamStatus) -> 
     let names = |keys: Vec<&String>| keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let (change, difference) = if let Some(first) = missing.keys().next() {
         let some = missing.iter().take(TAGS_PER_CALL_MAX).map(|(key, value)| (key.clone(), value.clone()));
-        let line = format!("tags has {first}, and {} tags are missing or differ", missing.len());
-        (StreamChange::AddTags(some.collect()), line)
+        let difference = format!("tags has {first}, and {} tags are missing or differ", missing.len());
+        (StreamChange::AddTags(some.collect()), difference)
     } else if superfluous.is_empty() {
         return None;
     } else {
-        let line = format!("tags has no {} any more, and the stream has", names(superfluous.iter().collect()));
-        (StreamChange::RemoveTags(superfluous.into_iter().take(TAGS_PER_CALL_MAX).collect()), line)
+        let difference = format!("tags has no {} any more, and the stream has", names(superfluous.iter().collect()));
+        (StreamChange::RemoveTags(superfluous.into_iter().take(TAGS_PER_CALL_MAX).collect()), difference)
     };
     Some(PendingSetting { change: Ok(change), difference, acceptance: "the tags that the stream has".to_owned() })
 }

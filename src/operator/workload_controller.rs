@@ -12,6 +12,7 @@ use kube::api::DynamicObject;
 use kube::runtime::events::EventType;
 use serde_json::{Map, Value, json};
 
+use super::account_settling::{is_settled, needs_settling};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
 use super::exposure_status::{decide_exposed, keep_condition, list_endpoints};
@@ -308,8 +309,12 @@ async fn apply_children(
     for object in &required {
         lives.push(fetch_live(context, cluster, object).await?);
     }
+    let mut awaits_account = false;
     for (object, live) in required.into_iter().zip(lives) {
         let is_deployment = object["kind"] == "Deployment";
+        if needs_settling(object) {
+            awaits_account |= live.as_ref().is_none_or(|live| !is_settled(&live.metadata, Timestamp::now()));
+        }
         if let Some(live) = &live {
             let value = serde_json::to_value(&**live)?;
             if !needs_apply(object, &value) {
@@ -320,7 +325,13 @@ async fn apply_children(
             }
         }
         context.ensure_leader()?;
+        if is_deployment && awaits_account {
+            let message = "waiting for two seconds, until EKS knows the ServiceAccounts";
+            return Err(ReconcileError::transient(Reason::RollingOut, message));
+        }
         if !is_deployment {
+            // Its annotation may change with this apply.
+            awaits_account |= needs_settling(object);
             let applied = apply::apply_object(&context.client, object).await?;
             // The annotation of another identity that somebody else wrote; our own one is removed by the apply.
             let repairs = find_repairs(object, &serde_json::to_value(&applied)?);

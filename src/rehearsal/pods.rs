@@ -125,7 +125,9 @@ impl PodSet {
         let token = self.environment.cluster.admin_token.expose();
         let digest = |secret: &str| signature::salted_digest(token, secret);
         // The rendered configuration is one that starts: the contract's own test holds that.
-        let wanted = ServerConfig::parse(wanted.environment.clone()).map(|values| values.redacted_variables(digest));
+        let mut variables = wanted.environment.clone();
+        self.inject_identity(server, &mut variables);
+        let wanted = ServerConfig::parse(variables).map(|values| values.redacted_variables(digest));
         let (wanted, error) = wanted.map_or_else(|error| (BTreeMap::new(), Some(error)), |wanted| (wanted, None));
         let stop = self.environment.shutdown.child_token();
         let number = self.pods.iter().filter(|pod| pod.server == server).count();
@@ -213,10 +215,18 @@ impl PodSet {
         for (name, value) in faults.filter(concerns).filter_map(Fault::variable) {
             variables.insert(name.to_owned(), value.to_owned());
         }
+        self.inject_identity(pod.server, &mut variables);
         match ServerConfig::parse(variables) {
             Ok(values) if pod.server == ServerKind::Dispatcher => self.run_dispatcher(pod, values).await,
             Ok(values) => self.run_edge(pod, values).await,
             Err(error) => Ok(Err(error.to_string())),
+        }
+    }
+
+    /// Does the part of EKS, which leaves variables alone that the pod has.
+    fn inject_identity(&self, server: ServerKind, variables: &mut BTreeMap<String, String>) {
+        for (name, value) in desired::list_injected_variables(&self.environment.cluster.stream.identity, server) {
+            variables.entry(name).or_insert(value);
         }
     }
 

@@ -10,6 +10,7 @@ mod pauses;
 mod receiver;
 mod replay;
 mod scripted_receiver;
+mod start_position;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -24,7 +25,7 @@ use realtime_operator::config::ServerConfig;
 use realtime_operator::dispatcher::{
     self, DispatcherDependencies, EgressOverrides, MemberStatus, MemoryLeases, RunningDispatcher, ShardLeases,
 };
-use realtime_operator::kinesis::{KinesisClient, PutEntry};
+use realtime_operator::kinesis::{KinesisClient, PutEntry, ReadPosition};
 use realtime_operator::process::clock::now_ms;
 use realtime_operator::protocol::admin::{DispatcherFlow, EndpointReport, EndpointsReport, FlowReport};
 use realtime_operator::protocol::record::{

@@ -90,7 +90,7 @@ fn values(server: &str, webhooks: &str, apps: &Path, more: &[(&str, &str)]) -> S
         ("REALTIME_STREAM_NAME", "events"),
         ("REALTIME_BUS", "memory"),
         ("REALTIME_ADMISSION", "none"),
-        ("REALTIME_AWS_IDENTITY", "PodIdentity"),
+        ("REALTIME_AWS_IDENTITY", "NodeRole"),
         ("AWS_REGION", "eu-west-1"),
     ];
     let all = variables.iter().chain(more);

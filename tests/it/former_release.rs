@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use realtime_operator::config::{Release, ServerConfig, ServerKind, VARIABLE_TABLE, Variable};
+use realtime_operator::desired::{AwsIdentity, list_injected_variables};
 use realtime_operator::protocol::admin::EffectiveReport;
 use realtime_operator::protocol::registry::{
     App, AppLimits, AppRegistry, BatchMode, Credential, CredentialState, WebhookEndpoint,
@@ -105,7 +106,10 @@ fn variables_of_the_former_release_are_still_read_and_new_ones_have_a_later_rele
 #[test]
 fn servers_start_on_the_variables_that_an_operator_of_the_former_release_rendered() {
     for (server, variables) in environments(&fixture("render-eu.yaml")) {
-        let found = ServerConfig::parse(variables).map(|values| values.server().name());
+        // Those of the identity are injected by EKS, whatever the release.
+        let kind = server.parse::<ServerKind>().expect("a server");
+        let injected = list_injected_variables(&AwsIdentity::PodIdentity, kind);
+        let found = ServerConfig::parse(variables.into_iter().chain(injected)).map(|values| values.server().name());
         assert_eq!(found, Ok(server.as_str()));
     }
 }

@@ -16,6 +16,7 @@ mod former_release;
 mod fuzz;
 mod generated;
 mod golden;
+mod iam;
 #[cfg(feature = "rehearsal")]
 mod kinesis_local;
 #[cfg(feature = "rehearsal")]

@@ -130,20 +130,20 @@ async fn create_foreign(client: &KinesisClient, shards: u32, tags: &[(&str, &str
 #[tokio::test]
 async fn a_stream_is_created_and_follows_its_manifest_while_the_operator_restarts_between_any_two_calls() {
     let kinesis = KinesisLocal::start(&FAST).await;
-    let mut life = Lifetime::new(&kinesis, "main", "eu");
+    let mut owned = Lifetime::new(&kinesis, "main", "eu");
     let provisioned = |shards| goal(StreamManagement::Create, Some(StreamCapacity::Provisioned(shards)));
-    let found = life.settle(&provisioned(1)).await;
+    let found = owned.settle(&provisioned(1)).await;
     assert_eq!((found.update.status, found.update.reason), ("True", Reason::StreamActive));
     assert_eq!(changing_calls(&kinesis), ["CreateStream"]);
-    assert_eq!(life.stored.cluster_id, "uid-eu");
-    assert_eq!(life.stored.adopted_at, None, "a created stream is read from its oldest record");
+    assert_eq!(owned.stored.cluster_id, "uid-eu");
+    assert_eq!(owned.stored.adopted_at, None, "a created stream is read from its oldest record");
 
-    let found = life.settle(&provisioned(8)).await;
+    let found = owned.settle(&provisioned(8)).await;
     assert_eq!(changing_calls(&kinesis), ["UpdateShardCount"; 3], "1, 2, 4, 8: none twice");
     assert_eq!((found.stream.shards, found.stream.pending_steps.len()), (Some(8), 0));
-    life.settle(&provisioned(2)).await;
+    owned.settle(&provisioned(2)).await;
     assert_eq!(changing_calls(&kinesis), ["UpdateShardCount"; 2]);
-    assert_eq!(life.describe().await.open_shards, 2);
+    assert_eq!(owned.describe().await.open_shards, 2);
 
     let tags = BTreeMap::from([("team".to_owned(), "chat".to_owned())]);
     let all = StreamGoal {
@@ -152,38 +152,38 @@ async fn a_stream_is_created_and_follows_its_manifest_while_the_operator_restart
         tags,
         ..provisioned(2)
     };
-    life.settle(&all).await;
+    owned.settle(&all).await;
     let calls = changing_calls(&kinesis);
     assert_eq!(calls, ["IncreaseStreamRetentionPeriod", "StartStreamEncryption", "AddTagsToStream"]);
-    let live = life.describe().await;
+    let live = owned.describe().await;
     assert_eq!((live.retention_hours, live.encryption_key.is_some()), (48, true));
 
     let lower = StreamGoal { retention_hours: Some(24), ..all.clone() };
-    let found = life.settle(&lower).await;
+    let found = owned.settle(&lower).await;
     assert_eq!((found.update.status, found.update.reason), ("True", Reason::StreamDiffers));
     assert!(found.update.message.contains("write acknowledgeDataLoss: [LowerRetention]"), "{:?}", found.update);
     assert_eq!(changing_calls(&kinesis), Vec::<String>::new(), "no loss without its word");
-    life.settle(&StreamGoal { may_lower_retention: true, ..lower }).await;
+    owned.settle(&StreamGoal { may_lower_retention: true, ..lower }).await;
     assert_eq!(changing_calls(&kinesis), ["DecreaseStreamRetentionPeriod"]);
 
     let on_demand = StreamGoal { capacity: Some(StreamCapacity::OnDemand), retention_hours: None, ..all };
-    let found = life.settle(&on_demand).await;
+    let found = owned.settle(&on_demand).await;
     assert_eq!(changing_calls(&kinesis), ["UpdateStreamMode"]);
     assert_eq!((found.stream.mode.as_str(), found.stream.shard_changes_left_24h), ("OnDemand", None));
 
     let client = kinesis.client("main").await;
-    let stranger = delete_stream_of(&client, &life.stored, &owner("us")).await;
+    let stranger = delete_stream_of(&client, &owned.stored, &owner("us")).await;
     assert_eq!(stranger.expect("no call fails"), None, "the stream of another cluster is left alone");
     assert_eq!(changing_calls(&kinesis), Vec::<String>::new());
     for _ in 0..RECONCILES_MAX {
-        if delete_stream_of(&client, &life.stored, &owner("eu")).await.expect("no call fails").is_none() {
+        if delete_stream_of(&client, &owned.stored, &owner("eu")).await.expect("no call fails").is_none() {
             break;
         }
         tokio::task::yield_now().await;
     }
     assert!(client.describe_stream().await.is_err(), "the stream is gone");
     assert_eq!(changing_calls(&kinesis), ["DeleteStream"]);
-    let found = life.reconcile(&provisioned(1)).await;
+    let found = owned.reconcile(&provisioned(1)).await;
     assert_eq!(found.update.reason, Reason::StreamMissing, "a stream that existed is not created again");
     assert_eq!(changing_calls(&kinesis), Vec::<String>::new());
 }
@@ -194,27 +194,27 @@ async fn a_stream_of_others_is_adopted_or_observed_or_refused_as_the_manifest_sa
     create_foreign(&kinesis.client("shared").await, 2, &[("team", "terraform")]).await;
     kinesis.wait_until_active("shared").await;
     changing_calls(&kinesis);
-    let mut life = Lifetime::new(&kinesis, "shared", "eu");
+    let mut owned = Lifetime::new(&kinesis, "shared", "eu");
 
-    let refused = life.reconcile(&goal(StreamManagement::Create, None)).await;
+    let refused = owned.reconcile(&goal(StreamManagement::Create, None)).await;
     assert_eq!((refused.update.status, refused.update.reason), ("False", Reason::StreamNotOurs));
     assert!(refused.update.message.contains("Write management: Adopt"), "{:?}", refused.update);
     assert_eq!(changing_calls(&kinesis), Vec::<String>::new());
 
     let four = Some(StreamCapacity::Provisioned(4));
-    let observed = life.reconcile(&goal(StreamManagement::Observe, four)).await;
+    let observed = owned.reconcile(&goal(StreamManagement::Observe, four)).await;
     assert_eq!((observed.update.status, observed.update.reason), ("True", Reason::StreamDiffers));
     assert!(observed.update.message.contains("shards is 4, and the stream has 2"), "{:?}", observed.update);
     assert!(observed.stream.adopted_at.is_some(), "it is read from now on");
     assert_eq!(observed.stream.cluster_id, "uid-eu");
     assert_eq!(changing_calls(&kinesis), Vec::<String>::new(), "an observed stream is never changed");
 
-    let adopted = life.settle(&goal(StreamManagement::Adopt, None)).await;
+    let adopted = owned.settle(&goal(StreamManagement::Adopt, None)).await;
     assert_eq!((adopted.update.status, adopted.update.reason), ("True", Reason::StreamActive));
     assert_eq!(changing_calls(&kinesis), ["AddTagsToStream"]);
     assert!(adopted.stream.adopted_at.is_some(), "also if the operator died after the call");
     assert_eq!(adopted.stream.shards, Some(2), "its capacity stays");
-    life.settle(&goal(StreamManagement::Adopt, four)).await;
+    owned.settle(&goal(StreamManagement::Adopt, four)).await;
     assert_eq!(changing_calls(&kinesis), ["UpdateShardCount"]);
     let tags = kinesis.client("shared").await.list_tags().await.expect("tags");
     assert_eq!(tags.get("team").map(String::as_str), Some("terraform"));
@@ -240,12 +240,12 @@ async fn a_stream_of_others_is_adopted_or_observed_or_refused_as_the_manifest_sa
 #[tokio::test]
 async fn a_stream_that_is_being_deleted_is_named_and_left_alone() {
     let kinesis = KinesisLocal::start(&[("CREATE_STREAM_DURATION", "60ms"), ("DELETE_STREAM_DURATION", "60s")]).await;
-    let mut life = Lifetime::new(&kinesis, "going", "eu");
+    let mut owned = Lifetime::new(&kinesis, "going", "eu");
     let one = goal(StreamManagement::Create, Some(StreamCapacity::Provisioned(1)));
-    life.settle(&one).await;
+    owned.settle(&one).await;
     kinesis.client("going").await.delete_stream().await.expect("accepted");
     changing_calls(&kinesis);
-    let found = life.reconcile(&StreamGoal { retention_hours: Some(48), ..one }).await;
+    let found = owned.reconcile(&StreamGoal { retention_hours: Some(48), ..one }).await;
     assert_eq!((found.update.status, found.update.reason), ("False", Reason::StreamDeleting));
     assert!(found.update.message.contains("Find out who deletes it"), "{:?}", found.update);
     assert_eq!(changing_calls(&kinesis), Vec::<String>::new());
@@ -255,17 +255,17 @@ async fn a_stream_that_is_being_deleted_is_named_and_left_alone() {
 async fn each_refused_call_is_named_with_its_reason_and_changes_nothing_else() {
     let kinesis = KinesisLocal::start(&FAST).await;
     let denied = "AccessDeniedException";
-    let mut life = Lifetime::new(&kinesis, "denied", "eu");
+    let mut owned = Lifetime::new(&kinesis, "denied", "eu");
     let one = goal(StreamManagement::Create, Some(StreamCapacity::Provisioned(1)));
     kinesis.refuse(Some(("CreateStream", denied)));
-    let found = life.reconcile(&one).await;
+    let found = owned.reconcile(&one).await;
     assert_eq!(found.update.reason, Reason::AccessDenied);
     assert!(found.update.message.starts_with("CreateStream on stream denied"), "{:?}", found.update);
     kinesis.refuse(Some(("CreateStream", "LimitExceededException")));
-    let found = life.reconcile(&one).await;
+    let found = owned.reconcile(&one).await;
     assert_eq!((found.update.status, found.update.reason), ("False", Reason::WaitingForQuota));
     kinesis.refuse(None);
-    life.settle(&one).await;
+    owned.settle(&one).await;
     let (key, retention) = (Some("k".to_owned()), StreamGoal { retention_hours: Some(48), ..one.clone() });
     let encrypted = StreamGoal { encryption_key: key, ..one.clone() };
     let two = StreamGoal { capacity: Some(StreamCapacity::Provisioned(2)), ..one.clone() };
@@ -284,20 +284,20 @@ async fn each_refused_call_is_named_with_its_reason_and_changes_nothing_else() {
     ] {
         kinesis.take_calls();
         kinesis.refuse(Some((operation, code)));
-        let found = life.reconcile(goal).await;
+        let found = owned.reconcile(goal).await;
         assert_eq!((found.update.status, found.update.reason), ("False", reason), "{operation} {code}");
         assert!(found.update.message.starts_with(operation), "{:?}", found.update);
         let others: Vec<String> = changing_calls(&kinesis).into_iter().filter(|call| call != operation).collect();
         assert_eq!(others, Vec::<String>::new(), "{operation} {code}");
     }
     kinesis.refuse(Some(("UpdateShardCount", "LimitExceededException")));
-    let found = life.reconcile(&two).await;
+    let found = owned.reconcile(&two).await;
     assert_eq!((found.update.status, found.update.reason), ("True", Reason::WaitingForQuota), "{:?}", found.update);
     kinesis.refuse(None);
-    let live = life.describe().await;
+    let live = owned.describe().await;
     assert_eq!((live.open_shards, live.retention_hours, live.encryption_key), (1, 24, None));
     let change = StreamChange::RaiseRetention(30);
     kinesis.client("denied").await.change_stream(&live.arn, &change).await.expect("allowed again");
-    let found = life.settle(&retention).await;
+    let found = owned.settle(&retention).await;
     assert_eq!(found.stream.retention_hours, Some(48), "the settings follow once the calls are allowed");
 }

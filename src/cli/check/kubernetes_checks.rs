@@ -12,6 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
+use super::auto_mode::{has_auto_mode_nodes, judge_node_role};
 use super::{CheckResult, CheckState};
 use crate::api::crd::all_crds;
 use crate::api::yaml::yaml_document;
@@ -182,9 +183,7 @@ pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckRes
         AwsIdentity::WebIdentity(roles) => {
             CheckResult::passed(CHECK, format!("{name} as {} and {}", roles.edge, roles.dispatcher))
         }
-        AwsIdentity::NodeRole => {
-            CheckResult::skipped(CHECK, format!("{name}: only a pod can see the role of its node"))
-        }
+        AwsIdentity::NodeRole => judge_node_role(CHECK, has_auto_mode_nodes(client).await),
         AwsIdentity::PodIdentity => {
             let sets: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
             let found = sets.get_opt("eks-pod-identity-agent").await;
@@ -195,6 +194,9 @@ pub async fn check_identity(client: &Client, cluster: &ValidCluster) -> CheckRes
             match found {
                 Ok(Some(_)) => {
                     CheckResult::passed(CHECK, format!("{name}: the agent is installed; associate {accounts}"))
+                }
+                Ok(None) if has_auto_mode_nodes(client).await == Some(true) => {
+                    CheckResult::passed(CHECK, format!("{name}: a part of EKS Auto Mode; associate {accounts}"))
                 }
                 Ok(None) => {
                     let remedy = format!(

@@ -1,5 +1,6 @@
 //! `realtime check`: what a Kubernetes cluster and a manifest lack before a realtime cluster can be proven.
 
+mod auto_mode;
 mod kubernetes_checks;
 mod manifest_checks;
 mod outside_checks;

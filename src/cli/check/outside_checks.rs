@@ -6,17 +6,13 @@ use tokio::time::timeout;
 
 use super::{CheckResult, CheckState};
 use crate::bus::{BusError, RedisAddress, check_store};
+use crate::cli::iam::{PermissionHolder, StreamPurpose, list_operations};
 use crate::desired::{SecretTexts, ValidCluster};
 use crate::kinesis::{AwsCredentials, KinesisClient, KinesisError, KinesisErrorClass, StreamSettings, StreamSummary};
 use crate::operator::build_stream_settings;
 
 /// Bounds the search for credentials and the answer of Kinesis.
 const KINESIS_TIMEOUT: Duration = Duration::from_secs(20);
-/// Calls of the operator on the dead-letter stream.
-const OPERATOR_PERMISSIONS: &str = "kinesis:DescribeStreamSummary, kinesis:CreateStream, kinesis:AddTagsToStream, kinesis:ListTagsForStream and kinesis:IncreaseStreamRetentionPeriod";
-/// Calls of a replay on the dead-letter stream.
-const REPLAY_PERMISSIONS: &str = "kinesis:ListShards, kinesis:GetShardIterator and kinesis:GetRecords";
-
 /// Connects to Redis by the address in the Secret.
 pub async fn check_redis(cluster: &ValidCluster, secrets: &SecretTexts) -> CheckResult {
     let text = |name: &str, key: &str| secrets.get(name).and_then(|texts| texts.get(key)).map(String::as_str);
@@ -46,7 +42,10 @@ pub async fn check_dead_letters(cluster: &ValidCluster, secrets: &SecretTexts) -
         Err(secret) => return Some(skip_without_keys(CHECK, secret)),
     };
     let permissions = format!(
-        "it needs {OPERATOR_PERMISSIONS} for the operator, kinesis:PutRecords for the dispatcher, and {REPLAY_PERMISSIONS} for realtime replay, each on {name}"
+        "it needs {} for the operator, {} for the dispatcher, and {} for realtime replay, each on {name}; realtime iam prints the policies",
+        list_actions(cluster, PermissionHolder::Operator),
+        list_actions(cluster, PermissionHolder::Dispatcher),
+        list_actions(cluster, PermissionHolder::Replay),
     );
     Some(match describe_stream(&settings).await {
         Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {}; {permissions}", summary.status)),
@@ -56,6 +55,13 @@ pub async fn check_dead_letters(cluster: &ValidCluster, secrets: &SecretTexts) -
         Ok(Err(error)) => CheckResult::new(CHECK, CheckState::Warning, error.to_string(), permissions),
         Err(message) => CheckResult::new(CHECK, CheckState::Warning, message, permissions),
     })
+}
+
+/// Lists the actions of a holder on the dead-letter stream.
+fn list_actions(cluster: &ValidCluster, holder: PermissionHolder) -> String {
+    let operations = list_operations(holder, StreamPurpose::DeadLetters, &cluster.stream.goal);
+    let actions: Vec<String> = operations.iter().map(|operation| format!("kinesis:{}", operation.api_name())).collect();
+    actions.join(", ")
 }
 
 /// Describes the stream, with the static keys of the cluster, or with the credentials of this machine.

@@ -10,7 +10,7 @@ use crate::api::fixture::MINIMAL_CLUSTER;
 use crate::config::{ServerConfig, Variable};
 use crate::desired::{
     ClusterInputs, Manifests, SecretReaders, SecretReference, SecretTexts, ServerImage, estimate_rollout,
-    generate_credentials, validate,
+    generate_credentials, list_injected_variables, validate,
 };
 use crate::protocol::Transport;
 use crate::protocol::registry::ENDPOINTS_FILE;
@@ -64,11 +64,20 @@ fn rendered_variables_start_every_server_with_every_identity() {
         format!("{{ type: WebIdentity, {roles} }}"),
     ] {
         let (apart, both) = (cluster(&identity, ""), cluster(&identity, "  servers: Combined\n"));
+        let source = apart.stream.identity.clone();
         let (apart, both) = (render_objects(&apart).expect("objects"), render_objects(&both).expect("objects"));
         for server in ServerKind::ALL {
             let desired = if server == ServerKind::Edge { &both } else { &apart };
-            let values = ServerConfig::parse(environment(desired, server));
+            let injected = list_injected_variables(&source, server);
+            let rendered = environment(desired, server);
+            let values = ServerConfig::parse(rendered.clone().into_iter().chain(injected.clone()));
             assert_eq!(values.map(|values| values.server()), Ok(server), "{identity}");
+            if let Some(missing) = injected.keys().next() {
+                let others = injected.clone().into_iter().filter(|(name, _)| name != missing);
+                let refusal = ServerConfig::parse(rendered.into_iter().chain(others)).expect_err("not injected");
+                let refusal = refusal.to_string();
+                assert!(refusal.contains(missing.as_str()) && refusal.contains("was not injected"), "{refusal}");
+            }
         }
     }
 }

@@ -278,7 +278,9 @@ fn a_verdict_on_another_fingerprint_is_no_verdict() {
 fn a_pod_that_differs_is_named_while_a_rollout_waits_for_it() {
     let known = RealtimeClusterStatus { conditions: rolling(), gate: None, ..RealtimeClusterStatus::default() };
     let ready = |known: &RealtimeClusterStatus, verdict: &Verdict| {
-        let pod_difference = Some("eu-sockjs-1 differs from its template: x");
+        let line = "eu-sockjs-1 differs from its template: x".to_owned();
+        let problem = PodProblem { reason: Reason::ConfigurationDrift, line };
+        let pod_difference = Some(&problem);
         let decision = decide_status(&StatusInputs { verdict: Some(verdict), pod_difference, ..inputs(known) });
         let ready = &decision.conditions[0];
         format!("{}/{}", ready.status, ready.reason)
@@ -297,6 +299,37 @@ fn a_pod_that_differs_is_named_while_a_rollout_waits_for_it() {
         "True/Proven",
         "one new pod of a proven cluster"
     );
+}
+
+#[test]
+fn a_missing_identity_is_the_reason_from_the_first_pod_on_and_neither_stalls_nor_meets_the_deadline() {
+    let known = RealtimeClusterStatus {
+        conditions: rolling(),
+        gate: Some(GateStatus {
+            fingerprint: "f1".to_owned(),
+            proving_since: Some(at(NOW - 10_000).to_string()),
+            ..GateStatus::default()
+        }),
+        observed_generation: 2,
+        ..RealtimeClusterStatus::default()
+    };
+    let problem = PodProblem { reason: Reason::IdentityNotInjected, line: "run aws eks".to_owned() };
+    let stuck = verdict(GatePhase::Refused, Reason::DispatcherStuck);
+    let nobody = verdict(GatePhase::Refused, Reason::NoPods);
+    for verdict in [None, Some(&nobody), Some(&stuck)] {
+        let pod_difference = Some(&problem);
+        let decision = decide_status(&StatusInputs { verdict, pod_difference, generation: Some(2), ..inputs(&known) });
+        let ready = &decision.conditions[0];
+        assert_eq!((ready.status, ready.reason), ("False", Reason::IdentityNotInjected), "{verdict:?}");
+        assert_eq!(ready.message, "run aws eks");
+        assert!(decision.conditions.iter().all(|found| found.kind != "Stalled"), "{verdict:?}");
+        assert!(decision.conditions.iter().any(|found| found.kind == "Reconciling"), "{verdict:?}");
+    }
+    let proven = RealtimeClusterStatus { gate: proven("f1"), ..known };
+    let open = verdict(GatePhase::Open, Reason::Proven);
+    let pod_difference = Some(&problem);
+    let decision = decide_status(&StatusInputs { verdict: Some(&open), pod_difference, ..inputs(&proven) });
+    assert_eq!(decision.conditions[0].status, "True", "one new pod of a proven cluster");
 }
 
 #[test]

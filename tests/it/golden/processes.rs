@@ -171,7 +171,7 @@ async fn metrics_of_a_dispatcher() {
         ("REALTIME_ADMIN_TOKEN", "token"),
         ("REALTIME_APPS_PATH", "/etc/realtime/apps"),
         ("REALTIME_STREAM_NAME", "events"),
-        ("REALTIME_AWS_IDENTITY", "PodIdentity"),
+        ("REALTIME_AWS_IDENTITY", "NodeRole"),
         ("AWS_REGION", "us-east-1"),
     ];
     let pairs = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
