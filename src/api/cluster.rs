@@ -191,12 +191,21 @@ pub struct IdentityRole {
 }
 
 /// The bus through which edges exchange events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.group) || self.group.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("bus.group is no name of a group: write lower-case letters, digits and dashes, such as fleet-eu"),
+    validation = Rule::new("has(self.group) == has(oldSelf.group) && (!has(self.group) || self.group == oldSelf.group)").message("bus.group is immutable, since half of the pods would use another bus meanwhile: create another cluster and move to it")
+)]
 pub struct BusSpec {
     /// Type of the bus.
     #[serde(rename = "type")]
     pub kind: BusType,
+    /// Name of the group of clusters that share channels, presence, limits of connections and the order of changes: each of
+    /// them writes the same name and uses the same Redis, and has the same apps. By default this cluster alone. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub group: Option<String>,
     /// Settings for type `Redis`.
     pub redis: RedisSpec,
 }
@@ -490,6 +499,27 @@ mod tests {
             let messages = result.err().map(|errors| errors.to_string()).unwrap_or_default();
             assert_eq!(messages.is_empty(), allowed, "{case}: {messages}");
             assert!(allowed || messages.contains("keep the name in status.stream.name"), "{case}: {messages}");
+        }
+    }
+
+    #[test]
+    fn the_group_of_a_bus_is_immutable() {
+        let cluster = |group: Option<&str>| {
+            let mut cluster = applied_cluster("");
+            cluster.spec.bus.group = group.map(str::to_owned);
+            cluster
+        };
+        for (before, after, allowed) in [
+            (None, None, true),
+            (Some("fleet"), Some("fleet"), true),
+            (None, Some("fleet"), false),
+            (Some("fleet"), None, false),
+            (Some("fleet"), Some("other"), false),
+        ] {
+            let result = cluster(after).validate_cel_update(&cluster(before));
+            let messages = result.err().map(|errors| errors.to_string()).unwrap_or_default();
+            assert_eq!(messages.is_empty(), allowed, "{before:?} to {after:?}: {messages}");
+            assert!(allowed || messages.contains("bus.group is immutable"), "{messages}");
         }
     }
 

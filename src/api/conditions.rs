@@ -254,7 +254,9 @@ impl Reason {
             Self::SubscribeRejected => "Compare the app's secret at the edge with the registry.",
             Self::PublishRejected => "Read the edge's answer in the message: client events or a limit of the app.",
             Self::AffinityBroken => "Route requests of one session to the pod that owns it.",
-            Self::FanoutBroken => "Check the bus: its address, its credentials, and that no other cluster uses it.",
+            Self::FanoutBroken => {
+                "Check the bus: its address, its credentials, and that every pod uses the bus of the same cluster or group."
+            }
             Self::RecordMissing => {
                 "Check that the edge writes: `REALTIME_WEBHOOKS`, the stream's name, a proxy in between."
             }

@@ -1,4 +1,4 @@
-//! The bus that joins the edges of one cluster: fan-out of frames, membership of channels, and the last events of cache
+//! The bus that joins the edges of one cluster, or of a group of clusters: fan-out of frames, membership of channels, and the last events of cache
 //! channels.
 //!
 //! In: a connection that joins or leaves a channel, or a frame for a channel. Out: the transitions that follow for the
@@ -15,6 +15,7 @@ mod receipt;
 mod redis;
 pub mod relay;
 mod reports;
+mod scope;
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ pub use memory::MemoryBus;
 pub use receipt::{DecidedTransition, DecidedTransitions, Receipt};
 pub use redis::{BusTiming, RedisAddress, RedisBus, check_store};
 pub use relay::{HeartbeatResponse, RelayPeer};
+pub use scope::BusScope;
 
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
@@ -303,7 +305,7 @@ pub trait ChannelStore: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<(ChannelName, u64)>, BusError>>;
 }
 
-/// The processes that are alive, and the HTTP sessions that each of them owns. Callers check [`Health::is_available`]
+/// The processes of this cluster that are alive, and the HTTP sessions of the whole group with their owners. Callers check [`Health::is_available`]
 /// before a call, so that an unavailable store costs a request nothing.
 pub trait SessionDirectory: Health {
     /// Registers this process as alive for [`relay::PEER_LEASE_TTL`], and returns every process that is alive.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::{Bus, MemoryBus, RedisAddress, RedisBus};
+use crate::bus::{Bus, BusScope, MemoryBus, RedisAddress, RedisBus};
 use crate::config::{CONFIG_EXIT_CODE, ServerConfig, ServerKind, name};
 use crate::dispatcher::{self, EgressOverrides, KubernetesLeases, MemoryLeases, ShardLeases};
 use crate::edge;
@@ -47,9 +47,9 @@ async fn run_edge() -> Result<(), String> {
         // Its own name on the bus: a container that starts again in its pod is another.
         let process = ulid::Ulid::new().to_string();
         let authorities = values.get(name::REDIS_CA).filter(|text| !text.is_empty());
-        let (address, cluster) = (values.text(name::REDIS_URL), values.text(name::CLUSTER_UID));
-        let address = RedisAddress { url: address, authorities };
-        let bus = RedisBus::connect(address, cluster, &process, ended).await;
+        let address = RedisAddress { url: values.text(name::REDIS_URL), authorities };
+        let scope = BusScope { cluster: values.text(name::CLUSTER_UID), group: values.text(name::BUS_GROUP) };
+        let bus = RedisBus::connect(address, scope, &process, ended).await;
         Arc::new(bus.map_err(|error| error.to_string())?)
     } else {
         Arc::new(MemoryBus::new())

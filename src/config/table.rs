@@ -308,6 +308,16 @@ pub const VARIABLE_TABLE: &[Variable] = &[
         EDGE_SERVERS,
         "Bus between several edges: `redis`, or `memory` for a single process.",
     ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::BusGroup,
+            ValueKind::Text,
+            Requirement::Default(""),
+            EDGE_SERVERS,
+            "Name of the group of clusters that share channels, presence, limits and order on one Redis. Without it, the cluster shares them with no other.",
+        ),
+    ),
     mark_secret(define_variable(
         VariableKey::RedisUrl,
         ValueKind::Text,

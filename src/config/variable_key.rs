@@ -92,6 +92,8 @@ define_variables! {
     StreamStartMs, STREAM_START_MS = "REALTIME_STREAM_START_MS";
     /// Bus between the edges.
     Bus, BUS = "REALTIME_BUS";
+    /// Group of clusters that share the bus.
+    BusGroup, BUS_GROUP = "REALTIME_BUS_GROUP";
     /// Address of Redis, with its credentials.
     RedisUrl, REDIS_URL = "REALTIME_REDIS_URL";
     /// Certificate authorities that may have signed Redis's certificate.

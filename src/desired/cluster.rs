@@ -49,6 +49,8 @@ pub struct ValidCluster {
     pub stream: ValidStream,
     /// Sources of the address and the CA of Redis.
     pub redis: RedisReferences,
+    /// Name of the group of clusters that share the bus; `None` for this cluster alone.
+    pub bus_group: Option<String>,
     /// Settings for HTTP fallback sessions.
     pub sockjs: SockjsSettings,
     /// Networks of trusted proxies, as the manifest spells them: another spelling would change every pod.

@@ -30,7 +30,7 @@ use crate::api::cluster::{
 };
 use crate::api::load_balancer::{LoadBalancerSpec, ProxyProtocol};
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
-use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind};
+use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind, Variable, name};
 use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
@@ -97,6 +97,9 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         problems.push(cluster_problem(cluster, "spec.webhooks.stream.startAt", &message));
         None
     });
+    if let Ok(image) = &image {
+        problems.extend(check_bus_group(cluster, image.release));
+    }
     let (Ok(stream), Ok(image), []) = (stream, image, problems.as_slice()) else { return Err(problems) };
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
@@ -125,6 +128,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
             ..stream
         },
         redis: RedisReferences::of_spec(&spec.bus.redis),
+        bus_group: spec.bus.group.clone(),
         sockjs: resolve_sockjs(spec),
         trusted_proxies: spec.trusted_proxies.clone(),
         gate: resolve_gate(&spec.gate),
@@ -245,6 +249,16 @@ fn check_servers(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
         return vec![cluster_problem(cluster, "spec.sockjs", message)];
     }
     vec![]
+}
+
+/// Checks that the servers know groups: those of an older release would keep to the bus of their own cluster, unnoticed.
+fn check_bus_group(cluster: &RealtimeCluster, release: Release) -> Option<ManifestProblem> {
+    let row = Variable::by_name(name::BUS_GROUP)?;
+    if cluster.spec.bus.group.is_none() || row.is_read_by(release) {
+        return None;
+    }
+    let message = format!("needs servers of release {}, and they are of {release}: raise spec.version", row.since);
+    Some(cluster_problem(cluster, "spec.bus.group", &message))
 }
 
 fn check_networks(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
@@ -486,6 +500,18 @@ kind: RealtimeApp
 metadata: { name: shop, namespace: channels }
 spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
 ";
+
+    #[test]
+    fn a_group_needs_servers_that_know_it() {
+        let grouped = MINIMAL_CLUSTER.replace("bus: {", "bus: { group: fleet,");
+        assert_ne!(grouped, MINIMAL_CLUSTER);
+        let valid = check_cluster(&grouped, &[], &[("eu-redis", &[("url", "redis://r")])]).expect("a valid cluster");
+        assert_eq!(valid.bus_group.as_deref(), Some("fleet"));
+        let older = format!("{grouped}  version: 0.1.0\n  image: {{ repository: a/b }}\n");
+        let problems = check_cluster(&older, &[], &[("eu-redis", &[("url", "redis://r")])]).expect_err("refused");
+        assert!(problems.iter().any(|found| found.to_string().contains("raise spec.version")), "{problems:?}");
+    }
+
     fn check(apps: &[&str], secrets: &[(&str, &[(&str, &str)])]) -> Result<ValidCluster, Vec<ManifestProblem>> {
         check_cluster(MINIMAL_CLUSTER, apps, secrets)
     }

@@ -329,7 +329,7 @@ impl PodEnvironment {
     async fn connect_bus(&self, concerned: bool, stop: CancellationToken) -> Result<Arc<dyn Bus>, String> {
         if concerned && self.faults.is_on(Fault::BusUnreachable) {
             let (url, process) = (format!("redis://{UNREACHABLE_ADDRESS}"), ulid::Ulid::new().to_string());
-            let bus = RedisBus::connect(&url, &self.cluster.uid, &process, stop).await;
+            let bus = RedisBus::connect(&url, self.cluster.uid.as_str(), &process, stop).await;
             return bus.map(|bus| Arc::new(bus) as Arc<dyn Bus>).map_err(|error| error.to_string());
         }
         let foreign = concerned && self.faults.is_on(Fault::ForeignBus);

@@ -5,6 +5,7 @@
 
 mod bus_outage;
 mod clients;
+mod cluster_group;
 mod cluster_isolation;
 mod connection_log;
 mod connection_policy;

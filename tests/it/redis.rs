@@ -5,6 +5,7 @@
 
 mod access;
 mod crash;
+mod group;
 mod occupancy;
 mod outage;
 mod outbox;

@@ -122,7 +122,7 @@ impl History {
     async fn start_process(&mut self) {
         self.names += 1;
         let (decided_sender, decided) = mpsc::channel(4_096);
-        let names = KeySpace { cluster: "u".into(), clustered: false };
+        let names = KeySpace::new("u", false);
         let process = format!("p{}", self.names);
         let (core, receipt_ends) = MembershipCore::new(self.client.clone(), names, process, TIMING, decided_sender);
         let core = Arc::new(core);

@@ -1,19 +1,26 @@
-//! Names of the Redis keys. All begin with `rt:` and the cluster, so that two clusters can share one store. Keys of one
-//! script share a hash tag, and so a slot.
+//! Names of the Redis keys. All begin with `rt:` and the cluster or its group, so that two clusters can share one store.
+//! Keys of one script share a hash tag, and so a slot.
 
-use super::super::ChannelKey;
+use super::super::{BusScope, ChannelKey};
 use crate::protocol::ChannelName;
 
 /// Key names of one cluster in one store.
 #[derive(Clone, Debug)]
 pub(super) struct KeySpace {
-    /// Identifies the realtime cluster in the key names.
-    pub cluster: String,
+    /// Identifies the realtime cluster in the names of keys that other clusters of its group do not use.
+    cluster: String,
+    /// Identifies the group in the names of keys that its clusters share; a cluster without a group is its own.
+    pub group: String,
     /// Whether the store is a Redis cluster, in which one script cannot use the keys of two channels.
     pub clustered: bool,
 }
 
 impl KeySpace {
+    pub fn new<'a>(scope: impl Into<BusScope<'a>>, clustered: bool) -> Self {
+        let scope = scope.into();
+        Self { cluster: scope.cluster.to_owned(), group: scope.shared_key(), clustered }
+    }
+
     /// Several keys of one channel.
     pub fn redis_keys<const N: usize>(&self, subject: &ChannelKey, parts: [&str; N]) -> Vec<String> {
         parts.map(|part| self.redis_key(subject, part)).into()
@@ -21,37 +28,37 @@ impl KeySpace {
 
     /// One key of one channel.
     pub fn redis_key(&self, subject: &ChannelKey, part: &str) -> String {
-        format!("rt:{{{}:{}:{}}}:{part}", self.cluster, subject.app, subject.channel)
+        format!("rt:{{{}:{}:{}}}:{part}", self.group, subject.app, subject.channel)
     }
 
     /// Expiry of each process's lease, in ms of the store's clock.
     pub fn leases_key(&self) -> String {
-        format!("rt:{{{}}}:leases", self.cluster)
+        format!("rt:{{{}}}:leases", self.group)
     }
 
     /// Incarnation of the store's data: another after each loss.
     pub fn incarnation_key(&self) -> String {
-        format!("rt:{{{}}}:incarnation", self.cluster)
+        format!("rt:{{{}}}:incarnation", self.group)
     }
 
     /// Index of the channels in which a process has connections or unacknowledged events.
     pub fn channel_index_key(&self, process: &str) -> String {
-        format!("rt:{{{}:{process}}}:channels", self.cluster)
+        format!("rt:{{{}:{process}}}:channels", self.group)
     }
 
     /// Claim of the process that sweeps a dead one.
     pub fn sweep_claim_key(&self, process: &str) -> String {
-        format!("rt:{{{}:{process}}}:sweeper", self.cluster)
+        format!("rt:{{{}:{process}}}:sweeper", self.group)
     }
 
-    /// Relay address of each live process.
+    /// Relay address of each live process of this cluster: processes of another one are not dialled.
     pub fn peers_key(&self) -> String {
         format!("rt:{}:peers", self.cluster)
     }
 
-    /// Process that owns a session.
+    /// Process that owns a session. The group shares it, so that the session of another cluster is known as one.
     pub fn session_owner_key(&self, session: &str) -> String {
-        format!("rt:{}:session:{session}", self.cluster)
+        format!("rt:{}:session:{session}", self.group)
     }
 
     /// Sessions of a process that lost a client's message.
@@ -61,17 +68,17 @@ impl KeySpace {
 
     /// Terminations of users' connections, for processes whose subscription is interrupted.
     pub fn terminations_key(&self) -> String {
-        format!("rt:{}:terminations", self.cluster)
+        format!("rt:{}:terminations", self.group)
     }
 
     /// Publish/subscribe channel of the frames.
     pub fn frames_channel(&self) -> String {
-        format!("rt:{}:frames", self.cluster)
+        format!("rt:{}:frames", self.group)
     }
 
     /// Publish/subscribe channel on which a process confirms its own subscription.
     pub fn confirmation_channel(&self, process: &str) -> String {
-        format!("rt:{}:confirm:{process}", self.cluster)
+        format!("rt:{}:confirm:{process}", self.group)
     }
 }
 

@@ -263,7 +263,7 @@ fn parse_transition(
 
 /// Derives an event's id from its order, so that a sweeper that publishes it again uses the same id.
 fn transition_id(names: &KeySpace, subject: &ChannelKey, order: EventOrder, time_ms: u64) -> String {
-    let text = format!("{} {} {} {}:{}", names.cluster, subject.app, subject.channel, order.epoch, order.seq);
+    let text = format!("{} {} {} {}:{}", names.group, subject.app, subject.channel, order.epoch, order.seq);
     let digest = Sha256::digest(text.as_bytes());
     let random = digest.iter().take(10).fold(0, |number: u128, byte| number << 8 | u128::from(*byte));
     Ulid::from_parts(time_ms, random).to_string()
@@ -279,7 +279,7 @@ mod tests {
     use crate::protocol::ChannelName;
 
     fn test_keys() -> KeySpace {
-        KeySpace { cluster: "u".into(), clustered: false }
+        KeySpace::new("u", false)
     }
 
     fn channel_key() -> ChannelKey {
@@ -315,7 +315,7 @@ mod tests {
         let order = EventOrder { epoch: 9, seq: 1 };
         let id = |names: &KeySpace, order, time| super::transition_id(names, &channel_key(), order, time);
         assert_eq!(id(&test_keys(), order, 5), id(&test_keys(), order, 5));
-        let other = KeySpace { cluster: "v".into(), clustered: false };
+        let other = KeySpace::new("v", false);
         assert_ne!(id(&test_keys(), order, 5), id(&other, order, 5));
         assert_ne!(id(&test_keys(), order, 5), id(&test_keys(), EventOrder { epoch: 9, seq: 2 }, 5));
         assert!(id(&test_keys(), order, 5).parse::<Ulid>().is_ok_and(|id| id.timestamp_ms() == 5));

@@ -52,8 +52,9 @@ use self::terminations::Terminations;
 pub use self::timing::BusTiming;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
-    Broadcast, BroadcastFrame, BusError, ChannelInfo, ChannelKey, ChannelStore, CountUpdate, DecidedTransitions,
-    Health, JoinLimits, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory,
+    Broadcast, BroadcastFrame, BusError, BusScope, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
+    DecidedTransitions, Health, JoinLimits, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions,
+    SessionDirectory,
 };
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::PresenceMember;
@@ -85,18 +86,18 @@ pub struct RedisBus {
 }
 
 impl RedisBus {
-    /// Connects to the bus of `cluster`, and waits for the first contact. Redis need not answer yet: until it does, calls
+    /// Connects to the bus of a cluster or its group, and waits for the first contact. Redis need not answer yet: until it does, calls
     /// fail at once.
     ///
     /// # Errors
     /// The address is malformed, or the store there cannot be a bus.
     pub async fn connect<'a>(
         address: impl Into<RedisAddress<'a>>,
-        cluster: &str,
+        scope: impl Into<BusScope<'a>>,
         process: &str,
         shutdown: CancellationToken,
     ) -> Result<Self, BusError> {
-        let bus = Self::start(address, cluster, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
+        let bus = Self::start(address, scope, process, BusTiming::EDGE_DEFAULTS, shutdown)?;
         if let Ok(synced) = timeout(FIRST_SYNC_TIMEOUT, bus.wait_first_sync()).await {
             synced?;
         } else {
@@ -130,7 +131,7 @@ impl RedisBus {
     /// The address is malformed.
     pub fn start<'a>(
         address: impl Into<RedisAddress<'a>>,
-        cluster: &str,
+        scope: impl Into<BusScope<'a>>,
         process: &str,
         timing: BusTiming,
         shutdown: CancellationToken,
@@ -138,7 +139,7 @@ impl RedisBus {
         let builder = client::client_builder(address.into(), FRAME_QUEUE_LEN)?;
         let client = builder.build().map_err(to_bus_error)?;
         let subscriber = builder.build_subscriber_client().map_err(to_bus_error)?;
-        let names = KeySpace { cluster: cluster.to_owned(), clustered: client.is_clustered() };
+        let names = KeySpace::new(scope, client.is_clustered());
         let (decided_sender, decided) = mpsc::channel(TRANSITION_QUEUE_LEN);
         let (core, receipt_ends) =
             MembershipCore::new(client.clone(), names.clone(), process.to_owned(), timing, decided_sender);

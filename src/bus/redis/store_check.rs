@@ -35,7 +35,7 @@ pub async fn check_store<'a>(address: impl Into<RedisAddress<'a>>) -> Result<(),
                 }
             }
         }
-        let names = KeySpace { cluster: "check".to_owned(), clustered: client.is_clustered() };
+        let names = KeySpace::new("check", client.is_clustered());
         check_publish_right(&client, &names).await?;
         fetch_store_status(&client, client.is_clustered()).await
     };

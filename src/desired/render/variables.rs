@@ -72,6 +72,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::DeadLetterStream => cluster.stream.dead_letter_name().and_then(|name| text(name.as_str())),
         VariableKey::StreamStartMs => cluster.stream.start_ms.and_then(|ms| text(&ms.to_string())),
         VariableKey::Bus => text("redis"),
+        VariableKey::BusGroup => cluster.bus_group.as_deref().and_then(text),
         VariableKey::RedisUrl => referenced(&cluster.redis.url),
         VariableKey::RedisCa => cluster.redis.ca.as_ref().and_then(referenced),
         VariableKey::AllowedNetworks => server.dispatcher().and_then(|settings| join_list(&settings.allowed_networks)),

@@ -8,7 +8,7 @@ const TERMINATE: &str = "/users/7/terminate_connections";
 
 async fn two_pods(redis: &Redis) -> Cluster {
     redis.aged(6).await;
-    Cluster::with(&redis.url(), ("uid-1", "edge"), &[SECRET; 2]).await
+    Cluster::with(&redis.url(), ("uid-1".into(), "edge"), &[SECRET; 2]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

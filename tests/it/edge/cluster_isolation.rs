@@ -8,7 +8,7 @@ const USER: &str = "7";
 
 impl Edge {
     /// A request of the app's backend that succeeds.
-    async fn backend(&self, method: &str, path: &str, body: &str) -> Value {
+    pub(super) async fn backend(&self, method: &str, path: &str, body: &str) -> Value {
         let answer = self.request(method, path, body).await;
         assert_eq!(answer.status(), 200, "{path}");
         serde_json::from_str(&answer.text().await.expect("a text")).expect("json")
@@ -46,8 +46,8 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
     redis.aged(6).await;
     // The first has two pods, so that what must not cross is seen to arrive where it should.
     let (ours, theirs) = tokio::join!(
-        Cluster::with(&url, ("uid-1", "edge"), &[SECRET; 2]),
-        Cluster::with(&url, ("uid-2", "edge"), &[SECRET; 1]),
+        Cluster::with(&url, ("uid-1".into(), "edge"), &[SECRET; 2]),
+        Cluster::with(&url, ("uid-2".into(), "edge"), &[SECRET; 1]),
     );
     let (one, two, stranger) = (&ours.pods[0], &ours.pods[1], &theirs.pods[0]);
     assert_eq!(fast().id.as_str(), "1", "all have the same app");
@@ -116,7 +116,7 @@ async fn two_clusters_on_one_redis_do_not_hear_of_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_counts_the_leases_that_it_lost() {
     let redis = Redis::start().await;
-    let cluster = Cluster::with(&redis.url(), ("uid-1", "edge"), &[SECRET; 1]).await;
+    let cluster = Cluster::with(&redis.url(), ("uid-1".into(), "edge"), &[SECRET; 1]).await;
     let lost = async || cluster.sum("realtime_edge_bus_leases_lost_total").await;
     assert_eq!(lost().await, 0);
     // As if the process had been silent for long.

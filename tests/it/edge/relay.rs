@@ -144,7 +144,7 @@ async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
     let redis = Redis::start().await;
     // As they stand beside each other while pods are replaced, twice: the new one is believed before anyone signs with
     // it, and the old one until nobody does. The last two have nothing in common.
-    let pods = Cluster::with(&redis.url(), ("uid-1", "sockjs"), &["old", "old,new", "new,old", "new"]).await;
+    let pods = Cluster::with(&redis.url(), ("uid-1".into(), "sockjs"), &["old", "old,new", "new,old", "new"]).await;
     for (owner, asked, believed) in [
         (0, 1, true),
         (1, 0, true),
@@ -177,7 +177,7 @@ async fn the_peer_secret_is_rotated_while_sessions_are_relayed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_are_found_through_a_redis_cluster() {
     let (_nodes, url) = start_redis_cluster().await;
-    let pods = Cluster::with(&url, ("uid-1", "sockjs"), &[SECRET; 3]).await;
+    let pods = Cluster::with(&url, ("uid-1".into(), "sockjs"), &[SECRET; 3]).await;
     // Their keys are in all of its slots.
     for n in 0..12 {
         let (owner, asked) = (n % 3, (n + 1 + n / 3 % 2) % 3);

@@ -433,7 +433,7 @@ async fn a_stranger_at_one_address_is_bounded_on_redis() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_of_an_unknown_app_is_never_registered_on_the_bus() {
     let redis = Redis::start().await;
-    let pods = Cluster::with(&redis.url(), ("uid-1", "sockjs"), &[SECRET]).await;
+    let pods = Cluster::with(&redis.url(), ("uid-1".into(), "sockjs"), &[SECRET]).await;
     let edge = &pods.pods[0];
     let receive = async |key: &str, session: &str| {
         let url = edge.url(&format!("/pusher/app/{key}/7/{session}/xhr?protocol=7"));

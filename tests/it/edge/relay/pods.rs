@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use realtime_operator::bus::RedisBus;
+use realtime_operator::bus::{BusScope, RedisBus};
 
 use super::*;
 use crate::processes::environment;
@@ -43,11 +43,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start(redis: &Redis) -> Self {
-        Self::with(&redis.url(), ("uid-1", "sockjs"), &[SECRET; 3]).await
+        Self::with(&redis.url(), ("uid-1".into(), "sockjs"), &[SECRET; 3]).await
     }
 
     /// One pod for each of these values of `REALTIME_PEER_SECRET`.
-    pub async fn with(redis: &str, (uid, server): (&str, &str), secrets: &[&str]) -> Self {
+    pub async fn with(redis: &str, (scope, server): (BusScope<'_>, &str), secrets: &[&str]) -> Self {
         realtime_operator::process::install_tls();
         // Edges that relay to each other have one peer port.
         let listeners = listen_on_one_port(1..=u8::try_from(secrets.len()).expect("few")).await;
@@ -57,16 +57,19 @@ impl Cluster {
             let apps = tempfile::tempdir().expect("a directory");
             write_registry(apps.path(), vec![fast()]);
             let address = listener.local_addr().expect("an address").ip().to_string();
-            let own = [
-                ("REALTIME_CLUSTER_UID", uid),
+            let mut own = vec![
+                ("REALTIME_CLUSTER_UID", scope.cluster),
                 ("REALTIME_POD_IP", &address),
                 ("REALTIME_PEER_SECRET", secret),
                 ("REALTIME_BUS", "redis"),
                 ("REALTIME_REDIS_URL", redis),
             ];
+            if !scope.group.is_empty() {
+                own.push(("REALTIME_BUS_GROUP", scope.group));
+            }
             let values = values(server, "off", apps.path(), &own);
             let shutdown = CancellationToken::new();
-            let bus = RedisBus::connect(redis, uid, &format!("p{}", pods.len()), shutdown.clone()).await;
+            let bus = RedisBus::connect(redis, scope, &format!("p{}", pods.len()), shutdown.clone()).await;
             let deps = EdgeDependencies {
                 public: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
                 admin: TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
