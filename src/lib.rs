@@ -21,6 +21,7 @@ pub mod edge;
 pub mod gate;
 pub mod kinesis;
 pub mod kubernetes;
+pub mod migration;
 pub mod operator;
 pub mod prober;
 pub mod process;

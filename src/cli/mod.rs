@@ -10,8 +10,11 @@ mod check;
 mod cluster_api;
 mod cost;
 mod files;
+mod fleet;
 pub mod iam;
 mod ledger;
+mod live_snapshots;
+mod migrate;
 mod operator;
 mod output;
 mod print;
@@ -21,6 +24,7 @@ mod rehearse;
 mod render;
 mod replay;
 mod serve;
+mod snapshot;
 mod status;
 mod tail;
 
@@ -76,6 +80,9 @@ enum Command {
     Iam(iam::Arguments),
     Status(status::Arguments),
     Tail(tail::Arguments),
+    Fleet(fleet::Arguments),
+    Snapshot(snapshot::Arguments),
+    Migrate(migrate::Arguments),
     Prove(prove::Arguments),
     Replay(replay::Arguments),
     /// Run an edge server; its configuration is its environment (see `realtime variables`)
@@ -120,6 +127,9 @@ pub fn main() -> ExitCode {
             Command::Iam(arguments) => iam::run(&arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Tail(arguments) => tail::run(arguments).await,
+            Command::Fleet(arguments) => fleet::run(arguments).await,
+            Command::Snapshot(arguments) => snapshot::run(arguments).await,
+            Command::Migrate(arguments) => migrate::run(arguments),
             Command::Prove(arguments) => prove::run(arguments).await,
             Command::Replay(arguments) => replay::run(arguments).await,
             Command::Edge => serve::serve_edge().await,

@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::Secret;
+
 use super::{files, print, report_bad_input};
-use crate::desired::{self, ClusterInputs, OPERATOR_NAMESPACE, RECEIVER_PORT, ServerImage, receiver_address};
+use crate::desired::{
+    self, ClusterInputs, DesiredObjects, OPERATOR_NAMESPACE, RECEIVER_PORT, ServerImage, ValidCluster, receiver_address,
+};
 
 /// Print the objects that a manifest becomes.
 ///
@@ -30,8 +34,23 @@ pub fn run(arguments: &Arguments) -> u8 {
     }
 }
 
-fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
-    let mut input = files::read(&arguments.files)?;
+/// The objects of the cluster in some files.
+pub struct RenderedInput {
+    /// The cluster after its validation.
+    pub cluster: ValidCluster,
+    /// Every object of the cluster.
+    pub objects: DesiredObjects,
+    /// Secrets with the generated pairs of its apps.
+    pub app_credentials: Vec<Secret>,
+}
+
+/// Renders the cluster of some files. A Secret that the files do not hold, and a generated one, is a text in angle
+/// brackets, which [`is_stand_in`] knows.
+///
+/// # Errors
+/// Every mistake in the files, a line each.
+pub fn render_files(files: &[PathBuf], receiver: &str, image: Option<&str>) -> Result<RenderedInput, Vec<String>> {
+    let mut input = files::read(files)?;
     for note in &input.notes {
         eprintln!("realtime: note: {note}");
     }
@@ -45,9 +64,9 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
         apps: &input.apps,
         secrets: &input.secrets,
         credentials: &credentials,
-        receiver: &arguments.receiver,
+        receiver,
         own_networks: &[],
-        own_image: &ServerImage::of_operator(arguments.image.as_deref()),
+        own_image: &ServerImage::of_operator(image),
         recorded_image: None,
         stream: None,
     };
@@ -58,13 +77,23 @@ fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
     if !refused.is_empty() {
         return Err(refused);
     }
-    let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
-    let desired = desired::render_objects(&cluster).map_err(|error| one(&error))?;
-    let mut objects = desired.children;
+    let objects = desired::render_objects(&cluster).map_err(|error| vec![error.to_string()])?;
     let names = input.apps.iter().map(|app| (app, app.metadata.name.as_deref().unwrap_or_default()));
     let of_apps = names.filter_map(|(app, name)| Some((app, credentials.apps.get(name)?.pairs.first()?)));
-    let of_apps = of_apps.map(|(app, pair)| desired::render_app_credentials(app, pair));
-    for secret in desired.registry.iter().cloned().chain(of_apps) {
+    let app_credentials = of_apps.map(|(app, pair)| desired::render_app_credentials(app, pair)).collect();
+    Ok(RenderedInput { cluster, objects, app_credentials })
+}
+
+/// Whether a text stands for a secret that [`render_files`] does not have.
+pub fn is_stand_in(text: &str) -> bool {
+    text.starts_with('<') && text.ends_with('>')
+}
+
+fn render_manifests(arguments: &Arguments) -> Result<String, Vec<String>> {
+    let rendered = render_files(&arguments.files, &arguments.receiver, arguments.image.as_deref())?;
+    let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+    let mut objects = rendered.objects.children;
+    for secret in rendered.objects.registry.into_iter().chain(rendered.app_credentials) {
         objects.push(serde_json::to_value(secret).map_err(|error| one(&error))?);
     }
     print::join_yaml_documents(&objects).map_err(|error| one(&error))

@@ -16,6 +16,7 @@ mod suggest;
 mod table;
 mod value_kind;
 mod variable_key;
+mod variable_scope;
 
 pub use docs::render_variables_page;
 pub use parse::{ConfigError, ServerConfig, is_guarded, is_host, is_path_prefix, is_script};

@@ -29,7 +29,7 @@ const FLOORS: Floors = Floors {
     floors: &[
         &["config"],
         &["protocol", "api", "process"],
-        &["kinesis", "bus", "kubernetes", "desired", "gate"],
+        &["kinesis", "bus", "kubernetes", "desired", "gate", "migration"],
         &["edge", "dispatcher", "prober"],
         &["operator", "rehearsal", "bench"],
         &["cli"],

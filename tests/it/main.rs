@@ -24,6 +24,7 @@ mod ledger;
 mod links;
 mod many_apps;
 mod metrics;
+mod migration;
 #[cfg(feature = "rehearsal")]
 mod multi_edge;
 mod mutated_manifests;

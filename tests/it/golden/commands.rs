@@ -51,6 +51,16 @@ fn options_of_commands() {
     golden("options.txt", &text);
 }
 
+/// The page that a pull request shows: the variable of the outage is its first line.
+#[test]
+fn review_of_a_migration() {
+    let fixtures = ["tests/fixtures/migration/source.yaml", "tests/fixtures/migration/target.yaml"];
+    let (code, page) = run_program(&[&["migrate", "review"], &fixtures[..]].concat());
+    let first = page.lines().find(|line| line.starts_with("| W"));
+    assert!(first.is_some_and(|line| line.contains("`sockjs/REALTIME_WEBHOOKS` | `kinesis` | `off`")), "{page}");
+    golden("review.md", &format!("{page}\nexit {code:?}\n"));
+}
+
 #[test]
 fn exit_codes() {
     let mut text = String::new();
@@ -63,6 +73,14 @@ fn exit_codes() {
         &["limits"],
         &["reasons"],
         &["status"],
+        &["fleet"],
+        &["fleet", "nowhere.yaml"],
+        &["fleet", "tests/fixtures/migration/source.yaml"],
+        &["fleet", "tests/fixtures/migration/target.yaml"],
+        &["snapshot"],
+        &["snapshot", "eu", "--key", "nowhere"],
+        &["migrate", "review", "tests/fixtures/migration/source.yaml", "tests/fixtures/migration/target.yaml"],
+        &["migrate", "review", "nowhere.yaml", "nowhere.yaml"],
         &["prove"],
         &["prove", "eu"],
         &["check"],

@@ -1,0 +1,90 @@
+//! Snapshots of the clusters that an API server has.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
+
+use super::cluster_api::describe_error;
+use crate::api::RealtimeCluster;
+use crate::config::ServerKind;
+use crate::migration::{ClusterSnapshot, EnvironmentTexts, ServerSnapshot, read_server};
+
+/// Label of a Deployment with the kind of its servers.
+const SERVER_LABEL: &str = "app.kubernetes.io/component";
+
+/// Selects the Deployments of all clusters.
+pub const DEPLOYMENT_SELECTOR: &str = "app.kubernetes.io/name=realtime,app.kubernetes.io/managed-by=realtime-operator";
+
+/// Objects in one answer of the API server.
+const PAGE_SIZE: u32 = 200;
+
+/// Reads the clusters of a namespace, or of all, without their secrets and their apps.
+///
+/// # Errors
+/// The API server does not answer, refuses to list, or lacks the CRDs.
+pub async fn read_snapshots(client: &Client, namespace: Option<&str>) -> Result<Vec<ClusterSnapshot>, String> {
+    let clusters: Api<RealtimeCluster> = select_api(client, namespace);
+    let clusters = list_all(&clusters, ListParams::default()).await?;
+    if clusters.is_empty() {
+        return Ok(vec![]);
+    }
+    let deployments: Api<Deployment> = select_api(client, namespace);
+    let deployments = list_all(&deployments, ListParams::default().labels(DEPLOYMENT_SELECTOR)).await?;
+    Ok(clusters
+        .iter()
+        .map(|cluster| {
+            let texts = EnvironmentTexts::default();
+            let servers =
+                owned_servers(cluster, &deployments, |deployment| read_server(deployment, None, &texts, None));
+            ClusterSnapshot::of_cluster(cluster, servers)
+        })
+        .collect())
+}
+
+/// The servers of a cluster: its Deployments by their label, each read by `read`. One without a container is left out: it
+/// serves nobody.
+pub fn owned_servers(
+    cluster: &RealtimeCluster,
+    deployments: &[Deployment],
+    read: impl Fn(&Deployment) -> Result<ServerSnapshot, String>,
+) -> BTreeMap<ServerKind, ServerSnapshot> {
+    let uid = cluster.uid().unwrap_or_default();
+    let owned = deployments.iter().filter(|found| found.owner_references().iter().any(|owner| owner.uid == uid));
+    let server = |found: &Deployment| {
+        let kind = ServerKind::from_str(found.labels().get(SERVER_LABEL)?).ok()?;
+        Some((kind, read(found).ok()?))
+    };
+    owned.filter_map(server).collect()
+}
+
+fn select_api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+}
+
+async fn list_all<K>(api: &Api<K>, parameters: ListParams) -> Result<Vec<K>, String>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let mut parameters = parameters.limit(PAGE_SIZE);
+    let mut objects = Vec::new();
+    loop {
+        let page = api.list(&parameters).await.map_err(|error| match error {
+            kube::Error::Api(status) if status.is_not_found() => {
+                "the API server does not know RealtimeCluster: no operator is installed there".to_owned()
+            }
+            error => describe_error(&error),
+        })?;
+        objects.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => parameters = parameters.continue_token(&token),
+            None => return Ok(objects),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Snapshots of what an API server has: a RealtimeCluster with its servers and apps, or Deployments of other servers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
+
+use super::super::cluster_api::{build_cluster_api, describe_error};
+use super::super::live_snapshots::{DEPLOYMENT_SELECTOR, owned_servers};
+use super::ForeignDeployment;
+use crate::api::RealtimeCluster;
+use crate::config::name;
+use crate::desired::{decode_secret, derive_probe_id};
+use crate::migration::{
+    AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, ServerSnapshot, SnapshotOrigin, VariableValue,
+    collect_environment_sources, digest_apps, read_server, template_of,
+};
+use crate::protocol::AppId;
+use crate::protocol::registry::{AppRegistry, BUCKET_COUNT, file_name};
+
+/// Reads one namespace of an API server.
+pub struct LiveReader {
+    client: Client,
+    namespace: String,
+    digester: SecretDigester,
+}
+
+impl LiveReader {
+    /// Without a namespace, that of the kubeconfig.
+    pub fn new(client: Client, namespace: Option<&str>, digester: SecretDigester) -> Self {
+        let namespace = namespace.unwrap_or_else(|| client.default_namespace()).to_owned();
+        Self { client, namespace, digester }
+    }
+
+    /// Takes the snapshot of a RealtimeCluster.
+    ///
+    /// # Errors
+    /// The cluster or its Deployments cannot be read. A Secret that cannot be read is unknown in the snapshot.
+    pub async fn snapshot_cluster(&self, name: &str) -> Result<ClusterSnapshot, String> {
+        let cluster = build_cluster_api(&self.client, Some(&self.namespace)).get(name).await;
+        let cluster = cluster.map_err(|error| describe_error(&error))?;
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
+        let listed = deployments.list(&ListParams::default().labels(DEPLOYMENT_SELECTOR)).await;
+        let deployments = listed.map_err(|error| describe_error(&error))?.items;
+        let owned: Vec<Deployment> = deployments.into_iter().filter(|found| is_owned(found, &cluster)).collect();
+        let texts = self.read_texts(&owned).await;
+        let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(&self.digester));
+        let servers = owned_servers(&cluster, &owned, read);
+        let apps = self.read_apps(name, servers.values()).await;
+        let apps = apps.inspect_err(|error| eprintln!("realtime: note: apps were not read: {error}")).ok();
+        Ok(ClusterSnapshot {
+            key_id: Some(self.digester.key_id()),
+            apps,
+            ..ClusterSnapshot::of_cluster(&cluster, servers)
+        })
+    }
+
+    /// Takes the snapshot of Deployments that no operator of ours knows.
+    ///
+    /// # Errors
+    /// A Deployment cannot be read, lacks its container, or two of them do the work of one server.
+    pub async fn snapshot_foreign(&self, wanted: &[ForeignDeployment]) -> Result<ClusterSnapshot, String> {
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut servers = BTreeMap::new();
+        for ForeignDeployment { server, name, container } in wanted {
+            let deployment = api.get(name).await.map_err(|error| describe_error(&error))?;
+            let texts = self.read_texts(std::slice::from_ref(&deployment)).await;
+            let found = read_server(&deployment, container.as_deref(), &texts, Some(&self.digester))?;
+            if servers.insert(*server, found).is_some() {
+                return Err(format!("two Deployments are given as {server}: take a snapshot of each"));
+            }
+        }
+        let first = wanted.first().map(|deployment| deployment.name.as_str()).unwrap_or_default();
+        let name = format!("{}/{first}", self.namespace);
+        Ok(ClusterSnapshot {
+            key_id: Some(self.digester.key_id()),
+            ..ClusterSnapshot::new(SnapshotOrigin::Foreign, name, servers)
+        })
+    }
+
+    /// Reads what the variables of the Deployments reference. An object that cannot be read is left out, with a note.
+    async fn read_texts(&self, deployments: &[Deployment]) -> EnvironmentTexts {
+        let (mut secrets, mut config_maps) = (BTreeSet::new(), BTreeSet::new());
+        for container in deployments.iter().filter_map(template_of).flat_map(|pod| &pod.containers) {
+            let (more_secrets, more_config_maps) = collect_environment_sources(container);
+            secrets.extend(more_secrets);
+            config_maps.extend(more_config_maps);
+        }
+        let mut texts = EnvironmentTexts::default();
+        for name in secrets {
+            match self.read_secret(&name).await {
+                Ok(secret) => drop(texts.secrets.insert(name, decode_secret(&secret))),
+                Err(error) => eprintln!("realtime: note: Secret {name} was not read: {error}"),
+            }
+        }
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
+        for name in config_maps {
+            match api.get(&name).await {
+                Ok(found) => drop(texts.config_maps.insert(name, found.data.unwrap_or_default())),
+                Err(error) => eprintln!("realtime: note: ConfigMap {name} was not read: {}", describe_error(&error)),
+            }
+        }
+        texts
+    }
+
+    async fn read_secret(&self, name: &str) -> Result<Secret, String> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        api.get(name).await.map_err(|error| describe_error(&error))
+    }
+
+    /// Reads the app registry of the cluster, as its servers mount it.
+    async fn read_apps<'a>(
+        &self,
+        cluster: &str,
+        servers: impl Iterator<Item = &'a ServerSnapshot>,
+    ) -> Result<BTreeMap<AppId, AppDigest>, String> {
+        let mut uids = servers.filter_map(|server| server.variables.get(name::CLUSTER_UID));
+        let Some(VariableValue::Text(uid)) = uids.next() else {
+            return Err("no server of the cluster is deployed".to_owned());
+        };
+        let mut files = Vec::new();
+        for bucket in 0..BUCKET_COUNT {
+            let (file, secret) = (file_name(bucket), format!("{cluster}-apps-{bucket:x}"));
+            let mut texts = decode_secret(&self.read_secret(&secret).await?);
+            let text = texts.remove(&file).ok_or_else(|| format!("Secret {secret} has no key {file}"))?;
+            files.push((file, text));
+        }
+        let registry = AppRegistry::parse(files).map_err(|error| error.to_string())?;
+        Ok(digest_apps(registry.apps(), &derive_probe_id(uid), &self.digester, |_| true))
+    }
+}
+
+fn is_owned(deployment: &Deployment, cluster: &RealtimeCluster) -> bool {
+    let uid = cluster.uid().unwrap_or_default();
+    deployment.owner_references().iter().any(|owner| owner.uid == uid)
+}

@@ -1,0 +1,22 @@
+//! Two clusters side by side: snapshots of what each runs, and the review of their differences before traffic moves.
+//!
+//! In: custom resources, workloads and the texts of Secrets, as others have read them. Out: snapshots without a secret in
+//! them, and findings of which some block a move. This room must not know clients or clocks, nor how objects are rendered.
+
+mod app_digest;
+mod markdown;
+mod review;
+mod rules;
+mod secret_digest;
+mod snapshot;
+mod workload;
+
+pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
+pub use markdown::render_markdown;
+pub use review::{MigrationReview, ReviewOptions, review_migration};
+pub use rules::{Finding, FindingCode};
+pub use secret_digest::{KEY_BYTES_MIN, SecretDigester, ShortKeyError};
+pub use snapshot::{
+    ClusterSnapshot, GateSnapshot, ServerSnapshot, SnapshotOrigin, StreamSnapshot, TransportSnapshot, VariableValue,
+};
+pub use workload::{EnvironmentTexts, collect_environment_sources, read_server, template_of};
