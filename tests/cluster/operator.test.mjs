@@ -97,6 +97,27 @@ test("realtime status shows every hop of an event", async () => {
   assert.match(missing.stderr, /realtimeclusters.* "us" not found/);
 });
 
+test("realtime tail follows every edge through port-forwards, and the ledger of all pods balances", { timeout: 120_000 }, async () => {
+  const [tail, proven] = await Promise.all([
+    realtime("tail", "eu", "-n", NAMESPACE, "--for", "25s", "-o", "json"),
+    // Edges are followed within a second or two; the second round comes after that.
+    realtime("prove", "eu", "-n", NAMESPACE).then(() => realtime("prove", "eu", "-n", NAMESPACE)),
+  ]);
+  assert.equal(proven.code, 0, proven.stdout + proven.stderr);
+  assert.equal(tail.code, 0, tail.stderr);
+  const entries = tail.stdout.trim().split("\n").map((line) => JSON.parse(line));
+  const seen = (event) => [...new Set(entries.filter((entry) => entry.event === event).map((entry) => entry.pod))].sort();
+  const pods = (await get("pods", NAMESPACE)).items.map((pod) => pod.metadata.name).filter((name) => /^eu-(websocket|sockjs)-/.test(name)).sort();
+  assert.equal(pods.length, 4);
+  for (const event of ["opened", "subscribed", "closed"]) assert.deepEqual(seen(event), pods, `${event}: ${tail.stderr}`);
+  const missing = await realtime("tail", "us", "-n", NAMESPACE);
+  assert.deepEqual([missing.code, /Secret us-admin/.test(missing.stderr)], [2, true], missing.stderr);
+
+  const ledger = await realtime("status", "eu", "-n", NAMESPACE, "--flow");
+  assert.equal(ledger.code, 0, ledger.stdout + ledger.stderr);
+  assert.match(ledger.stdout, /^edges +decided \d+.*\ndispatchers read \d+.*\ndeliveries +created \d+.*\nevery hop balances\n$/s);
+});
+
 test("realtime prove shows the hops of a round at once, and realtime check prints the NetworkPolicy that is missing", { timeout: 120_000 }, async () => {
   const proven = await realtime("prove", "eu", "-n", NAMESPACE, "--timeout", "60s");
   assert.equal(proven.code, 0, proven.stdout + proven.stderr);
