@@ -40,10 +40,14 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence after which a source without connections has its full burst again.
 const SOURCE_IDLE_TTL: Duration = Duration::from_mins(2);
 
+/// Least time between two warnings about refused sources.
+const WARNING_INTERVAL: Duration = Duration::from_mins(1);
+
 /// The sources that are known now.
 #[derive(Default)]
 pub struct ClientSources {
     table: Mutex<SourceTable>,
+    warned_at: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -107,6 +111,16 @@ impl ClientSources {
             counts.connections += 1;
         }
         Ok(SourceSlot(source))
+    }
+
+    /// Whether a refused source should be logged as a warning now: at most once a minute, whatever strangers do.
+    pub fn take_warning(&self, now: Instant) -> bool {
+        let mut warned_at = lock_unpoisoned(&self.warned_at);
+        let is_due = warned_at.is_none_or(|at| now.duration_since(at) >= WARNING_INTERVAL);
+        if is_due {
+            *warned_at = Some(now);
+        }
+        is_due
     }
 
     /// Charges a request to the bus that belongs to no connection.
@@ -184,6 +198,13 @@ mod tests {
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
+    }
+
+    #[test]
+    fn refused_sources_are_warned_about_once_a_minute() {
+        let (sources, now) = (ClientSources::default(), Instant::now());
+        let due = [0, 1, 59, 60, 61].map(|second| sources.take_warning(now + Duration::from_secs(second)));
+        assert_eq!(due, [true, false, false, true, false]);
     }
 
     #[test]

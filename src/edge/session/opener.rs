@@ -145,15 +145,23 @@ impl SessionOpener {
         let limits = registry.by_id(app).map(|app| app.limits).unwrap_or_default();
         let now = Instant::now();
         let take = |source| self.sources.take_slot(app, source, limits.connections_per_source, now);
-        let slot = source.map(take).transpose().map_err(|refusal| match refusal {
-            SourceRefusal::Connections => ClientRefusal::new(
-                RefusalReason::SourceConnections,
-                format!("the app allows {} connections from one address", limits.connections_per_source),
-            ),
-            SourceRefusal::HandshakeRate => ClientRefusal::new(
-                RefusalReason::SourceHandshakeRate,
-                "too many connections from one address, try again",
-            ),
+        let slot = source.map(take).transpose().map_err(|refusal| {
+            if self.sources.take_warning(now) {
+                tracing::warn!(
+                    ?source, %app, ?refusal,
+                    "clients of one address are refused: if it is a proxy, add its network to trustedProxies"
+                );
+            }
+            match refusal {
+                SourceRefusal::Connections => ClientRefusal::new(
+                    RefusalReason::SourceConnections,
+                    format!("the app allows {} connections from one address", limits.connections_per_source),
+                ),
+                SourceRefusal::HandshakeRate => ClientRefusal::new(
+                    RefusalReason::SourceHandshakeRate,
+                    "too many connections from one address, try again",
+                ),
+            }
         })?;
         if self.handshake_rates.try_take(registry, app, limits.handshakes_per_second, now) {
             return Ok(slot);
