@@ -4,7 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::edge::drop_reason::DropReason;
-use crate::process::metrics::{LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
+use crate::process::metrics::{DurationHistogram, LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::Transport;
 use crate::protocol::relay::RelayRefusal;
 
@@ -197,6 +197,9 @@ metric_table! {
         events_published: Counter => "Nothing; it is the load by backends.",
         /// Calls to the bus that failed because it was unavailable.
         bus_errors: Counter => "Check Redis and the network to it.",
+        /// Time from a call to the bus to its answer, or to the end of the wait for it, in seconds.
+        bus_call_duration_seconds: DurationHistogram =>
+            "Above 10 ms, look at the CPU of Redis and the network to it; each subscription waits for one call.",
         /// Whether the bus answers, so that other edges can be reached, sampled every second.
         bus_up: Gauge => "At 0, check Redis: its address, its credentials, its memory.",
         /// Leases on the bus that expired while this edge was running, after which it re-registered all connections.
@@ -224,6 +227,9 @@ metric_table! {
         /// Events that never reached the stream.
         recorder_events_dropped: Labeled<DropReason, Counter> =>
             "Their webhooks are lost; check the stream's throughput and permissions.",
+        /// Time from the put of a batch of records to the answer of the stream, in seconds.
+        recorder_put_duration_seconds: DurationHistogram =>
+            "Webhooks are later by this time; check the way to Kinesis, such as a VPC endpoint, and the throttling of the stream.",
         /// Records that the stream refused and that are retried.
         recorder_records_refused: Counter => "Add shards, or use on-demand capacity.",
         /// Events that wait for the stream now, sampled every second.

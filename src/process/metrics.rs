@@ -100,8 +100,9 @@ impl EncodeMetric for SampledGauge {
     }
 }
 
-/// Upper bounds of the buckets of durations, in seconds: from a call within the cluster to the longest reconcile.
-const DURATION_BUCKETS_SECONDS: [f64; 11] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0];
+/// Upper bounds of the buckets of durations, in seconds: from a call of Redis to the longest reconcile.
+const DURATION_BUCKETS_SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 90.0];
 
 /// A histogram of durations.
 #[derive(Clone, Debug)]

@@ -170,7 +170,6 @@ pub fn without_values(page: &str) -> String {
     lines.join("\n")
 }
 
-/// The lines that rows become on a page, without values.
 /// The series of a row that exist from the start: every combination of its labels' values.
 fn series_lines(row: &MetricRow, name: &str) -> Vec<String> {
     if row.is_sparse {
@@ -188,7 +187,10 @@ fn series_lines(row: &MetricRow, name: &str) -> Vec<String> {
     if row.kind != MetricKind::Histogram {
         return sets.iter().map(|set| format!("{name}{} <value>", braces(set))).collect();
     }
-    let bounds = ["0.01", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "90.0", "+Inf"];
+    let bounds = [
+        "0.001", "0.0025", "0.005", "0.01", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "30.0", "90.0",
+        "+Inf",
+    ];
     let of_set = |set: &String| {
         let comma = if set.is_empty() { "" } else { "," };
         let buckets = bounds.iter().map(|bound| format!("{name}_bucket{{le=\"{bound}\"{comma}{set}}} <value>"));
@@ -197,6 +199,7 @@ fn series_lines(row: &MetricRow, name: &str) -> Vec<String> {
     sets.iter().flat_map(of_set).collect()
 }
 
+/// The lines that rows become on a page, without values.
 fn page_lines(rows: &[MetricRow]) -> BTreeSet<String> {
     let mut lines = BTreeSet::from(["# EOF".to_owned()]);
     for row in rows {

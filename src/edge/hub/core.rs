@@ -4,7 +4,7 @@
 //! the bus, each within five seconds.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::timeout;
@@ -154,7 +154,9 @@ impl Hub {
 
     /// Bounds a call to the bus, and counts it if the bus is unavailable.
     async fn with_timeout<T>(&self, call: impl Future<Output = Result<T, BusError>>) -> Result<T, BusError> {
+        let began = Instant::now();
         let answer = timeout(BUS_CALL_TIMEOUT, call).await;
+        self.metrics.bus_call_duration_seconds.observe(began.elapsed());
         let answer =
             answer.unwrap_or_else(|_| Err(BusError::Unavailable(format!("no answer in {BUS_CALL_TIMEOUT:?}"))));
         if matches!(answer, Err(BusError::Unavailable(_))) {

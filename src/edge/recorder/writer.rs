@@ -1,7 +1,7 @@
 //! A lane of the recorder: one `PutRecords` call at a time, so that nothing overtakes within a key.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -66,7 +66,9 @@ impl LaneWriter {
 
     async fn put_batch(&mut self, batch: Vec<OutgoingRecord>) {
         let entries: Vec<PutEntry> = batch.iter().map(|taken| self.build_entry(taken)).collect();
+        let began = Instant::now();
         let answer = self.client.put_records(&entries).await;
+        self.shared.metrics.recorder_put_duration_seconds.observe(began.elapsed());
         let (mut refused, mut last_refusal) = (0, None);
         match answer {
             Ok(results) => {
