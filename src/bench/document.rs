@@ -67,7 +67,7 @@ own comparisons, and what was missed or repeated is the sum of all rounds.
   another, and then unsubscribe from them. One is a pair of both; the CPU of Redis has everything in it that follows of
   them, also what is written a moment later.
 - **Memory of Redis**: its `used_memory` with all channels occupied, less that before, by their number. After a channel was left,
-  its counter is kept for an hour so that its order never goes back.
+  its counter is kept for an hour at most so that its order never goes back.
 - **An edge is killed** (SIGKILL), with members in presence channels of a hundred. One other member of each channel is at
   one of the other edges and checks that the removal of every member is published once. The duration is from the first
   removal that any of them receives to the last. The longest command is the largest entry of Redis's SLOWLOG
