@@ -50,7 +50,7 @@ pub fn read(text: &str) -> Result<BTreeMap<String, Family>, String> {
                 return Err(fault("what is said of a family comes before its series"));
             }
             match keyword {
-                "TYPE" if family.kind.is_empty() && ["counter", "gauge"].contains(&value) => {
+                "TYPE" if family.kind.is_empty() && ["counter", "gauge", "histogram"].contains(&value) => {
                     value.clone_into(&mut family.kind);
                 }
                 "HELP" if !family.help && value.len() > 1 => family.help = true,
@@ -64,13 +64,18 @@ pub fn read(text: &str) -> Result<BTreeMap<String, Family>, String> {
         let (series, value) = line.rsplit_once(' ').ok_or_else(|| fault("a series and its value"))?;
         let name = series.split('{').next().unwrap_or_default();
         let family = families.get_mut(&current).ok_or_else(|| fault("a family comes before its series"))?;
-        let wanted = if family.kind == "counter" { format!("{current}_total") } else { current.clone() };
-        if name != wanted {
+        let suffixes: &[&str] = match family.kind.as_str() {
+            "counter" => &["_total"],
+            "histogram" => &["_bucket", "_sum", "_count"],
+            _ => &[""],
+        };
+        let suffix = name.strip_prefix(&current).filter(|suffix| suffixes.contains(suffix));
+        let Some(suffix) = suffix else {
             return Err(fault("a series has its family's name, with _total if it counts"));
-        }
-        labels(&series[name.len()..]).map_err(fault)?;
+        };
+        labels(&series[name.len()..], suffix == "_bucket").map_err(fault)?;
         let number: f64 = value.parse().map_err(|_| fault("a number"))?;
-        if !number.is_finite() || (family.kind == "counter" && number < 0.0) {
+        if !number.is_finite() || (family.kind != "gauge" && number < 0.0) {
             return Err(fault("a finite number, and never below 0 if it counts"));
         }
         if family.series.insert(series.to_owned(), number).is_some() {
@@ -88,16 +93,22 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// Reads `{name="value",…}` or nothing.
-fn labels(text: &str) -> Result<(), &'static str> {
+/// Reads `{name="value",…}` or nothing; a bucket has its upper bound.
+fn labels(text: &str, is_bucket: bool) -> Result<(), &'static str> {
     if text.is_empty() {
-        return Ok(());
+        return if is_bucket { Err("a bucket's bound") } else { Ok(()) };
     }
     let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).ok_or("labels in braces")?;
     let mut seen = BTreeSet::new();
     for pair in inner.split(',') {
         let (name, value) = pair.split_once('=').ok_or("a label and its value")?;
         let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).ok_or("a value in quotes")?;
+        if is_bucket && name == "le" {
+            if value.parse::<f64>().is_err() || !seen.insert(name) {
+                return Err("a bucket's bound");
+            }
+            continue;
+        }
         if !LABELS.contains(&name) {
             return Err("a label that is known");
         }
@@ -108,6 +119,9 @@ fn labels(text: &str) -> Result<(), &'static str> {
         if !seen.insert(name) {
             return Err("a label once");
         }
+    }
+    if is_bucket && !seen.contains("le") {
+        return Err("a bucket's bound");
     }
     Ok(())
 }
@@ -133,6 +147,8 @@ fn promises(name: &str, family: &Family) -> Result<(), &'static str> {
 #[test]
 fn a_table_of_what_is_no_open_metrics() {
     const HEAD: &str = "# HELP realtime_a Things.\n# TYPE realtime_a counter\n";
+    const HISTOGRAM: &str =
+        "# HELP realtime_h_seconds H.\n# TYPE realtime_h_seconds histogram\n# UNIT realtime_h_seconds seconds\n";
     for (name, text, rule) in [
         ("nothing", "", "does not end with"),
         ("no end", HEAD, "does not end with"),
@@ -145,6 +161,14 @@ fn a_table_of_what_is_no_open_metrics() {
         ("a label of a client", &format!("{HEAD}realtime_a_total{{app=\"1\"}} 1\n# EOF\n"), "that is known"),
         ("a value of a client", &format!("{HEAD}realtime_a_total{{reason=\"a b\"}} 1\n# EOF\n"), "a word"),
         ("a label twice", &format!("{HEAD}realtime_a_total{{reason=\"a\",reason=\"b\"}} 1\n# EOF\n"), "a label once"),
+        ("a bound of a counter", &format!("{HEAD}realtime_a_total{{le=\"1.0\"}} 1\n# EOF\n"), "that is known"),
+        ("a bucket without a bound", &format!("{HISTOGRAM}realtime_h_seconds_bucket 1\n# EOF\n"), "a bucket's bound"),
+        (
+            "a bound that is no number",
+            &format!("{HISTOGRAM}realtime_h_seconds_bucket{{le=\"x\"}} 1\n# EOF\n"),
+            "a bucket's bound",
+        ),
+        ("a histogram's total", &format!("{HISTOGRAM}realtime_h_seconds_total 1\n# EOF\n"), "its family's name"),
         ("an empty line", &format!("{HEAD}\n# EOF\n"), "a series and its value"),
         ("no help", "# TYPE realtime_a gauge\n# EOF\n", "a HELP"),
         ("milliseconds", "# HELP realtime_a_ms A.\n# TYPE realtime_a_ms gauge\n# EOF\n", "base units"),
@@ -166,7 +190,8 @@ fn a_table_of_what_is_no_open_metrics() {
     }
     let good = format!(
         "{HEAD}realtime_a_total{{reason=\"b\"}} 1\n# HELP realtime_c_seconds C.\n# TYPE realtime_c_seconds gauge\n\
-         # UNIT realtime_c_seconds seconds\nrealtime_c_seconds 0.5\n# EOF\n"
+         # UNIT realtime_c_seconds seconds\nrealtime_c_seconds 0.5\n{HISTOGRAM}realtime_h_seconds_bucket{{le=\"+Inf\"}} 1\n\
+         realtime_h_seconds_sum 0.5\nrealtime_h_seconds_count 1\n# EOF\n"
     );
     let read = read(&good).expect("good");
     assert_eq!(read["realtime_a"].series["realtime_a_total{reason=\"b\"}"].to_string(), "1");

@@ -182,10 +182,13 @@ async fn events_of_a_deleted_app_delay_no_other_app_and_become_letters_after_the
     for records in records.chunks(100) {
         bed.kinesis.put_records(records).await.expect("put");
     }
+    let flooded = now_ms();
     bed.put(CLUSTER, "a", vec![message("behind", 1)]).await;
     bed.receiver.receives("the event behind them", |ids| ids.len() == 2).await;
     let (arrived, _) = bed.receiver.events()[1].clone();
-    assert!(arrived - put < 1_000, "{} ms", arrived - put);
+    // Reading the flood takes as long as writing it; a machine with other work is slower at both.
+    let (delay_ms, flood_ms) = (arrived - flooded, flooded - put);
+    assert!(delay_ms < 1_000 + flood_ms, "{delay_ms} ms after a flood that was put in {flood_ms} ms");
     let waits = |flow: &DispatcherFlow| flow.unfinished == FLOOD_EVENTS;
     let found = eventually("they wait for their app", async || flow(&running).await, waits).await;
     assert!(found.shards.values().all(|shard| shard.paused.is_none()), "{found:?}");
