@@ -10,7 +10,9 @@ use super::secret_references::SecretTexts;
 use super::webhook_endpoints::resolve_endpoints;
 use crate::api::app::{AppLimitsSpec, CredentialState as ApiCredentialState};
 use crate::api::{EnabledState, RealtimeApp};
-use crate::protocol::registry::{App, AppLimits, BatchMode, Credential, CredentialState, WebhookEndpoint};
+use crate::protocol::registry::{
+    App, AppLimits, BatchMode, CONNECTIONS_PER_SOURCE_UNBOUNDED, Credential, CredentialState, WebhookEndpoint,
+};
 use crate::protocol::{AppId, AppKey, Secret, origin, signature};
 
 /// App id of the probe: 15 digits that no customer is likely to have, derived so that a cluster keeps its id.
@@ -35,7 +37,7 @@ pub(super) fn build_probe_app(probe: &ProbeApp, receiver: &str) -> App {
         subscription_count: true,
         authorization_seconds: None,
         allowed_origins: vec![],
-        limits: AppLimits::default(),
+        limits: AppLimits { connections_per_source: CONNECTIONS_PER_SOURCE_UNBOUNDED, ..AppLimits::default() },
         webhooks: vec![WebhookEndpoint {
             name: "receiver".to_owned(),
             url: format!("http://{receiver}/webhooks"),

@@ -34,6 +34,10 @@ pub const CACHE_SECONDS_DEFAULT: u32 = 1_800;
 /// Connections of one source address on each pod: more than the users of a large office, and 11 MiB of a pod's memory.
 pub const CONNECTIONS_PER_SOURCE_DEFAULT: u32 = 1_000;
 
+/// The number of connections of an app whose clients are counted by no source address. Manifests cannot ask for so many; the
+/// operator's own app has it, since all journeys come from one address.
+pub const CONNECTIONS_PER_SOURCE_UNBOUNDED: u32 = u32::MAX;
+
 /// One app as a server knows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

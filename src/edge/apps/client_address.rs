@@ -76,10 +76,19 @@ pub fn sanitize_request(request: &mut Request, trusted: &[IpNet]) {
 pub fn is_source_address(address: IpAddr, is_reported: bool, trusted: &[IpNet]) -> bool {
     let address = address.to_canonical();
     let is_private = match address {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V4(v4) => {
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || is_pod_network(v4)
+        }
         IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified(),
     };
     !trusted.iter().any(|network| network.contains(&address)) && (is_reported || !is_private)
+}
+
+/// Whether the address is of a range that Kubernetes clusters use beside the private ones: shared address space (RFC 6598,
+/// 100.64.0.0/10), the range for more pods on EKS, and the one for benchmarks (RFC 2544, 198.18.0.0/15).
+fn is_pod_network(address: Ipv4Addr) -> bool {
+    let [first, second, ..] = address.octets();
+    (first == 100 && second & 0xc0 == 64) || (first == 198 && second & 0xfe == 18)
 }
 
 /// Returns the client's address that was attached before.
@@ -220,6 +229,10 @@ mod tests {
             ("a client by IPv6", "2001:db8::7", false, true),
             ("a node of a cluster by IPv6", "fd00::7", false, false),
             ("this machine", "127.0.0.1", false, false),
+            ("a pod in shared address space", "100.127.0.9", false, false),
+            ("beside shared address space", "100.128.0.9", false, true),
+            ("a pod in the range for benchmarks", "198.19.0.9", false, false),
+            ("beside the range for benchmarks", "198.20.0.9", false, true),
         ] {
             let address = address.parse().expect("an address");
             assert_eq!(is_source_address(address, is_reported, &trusted), counted, "{name}");

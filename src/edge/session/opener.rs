@@ -25,7 +25,7 @@ use crate::process::clock;
 use crate::process::metrics::LabelValue;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::frame::code;
-use crate::protocol::registry::AppRegistry;
+use crate::protocol::registry::{AppRegistry, CONNECTIONS_PER_SOURCE_UNBOUNDED};
 use crate::protocol::{AppId, SocketId, Transport};
 
 /// Opens sessions while the process does not drain.
@@ -144,6 +144,7 @@ impl SessionOpener {
     ) -> Result<Option<SourceSlot>, ClientRefusal> {
         let limits = registry.by_id(app).map(|app| app.limits).unwrap_or_default();
         let now = Instant::now();
+        let source = source.filter(|_| limits.connections_per_source < CONNECTIONS_PER_SOURCE_UNBOUNDED);
         let take = |source| self.sources.take_slot(app, source, limits.connections_per_source, now);
         let slot = source.map(take).transpose().map_err(|refusal| {
             if self.sources.take_warning(now) {
