@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::Body;
 use futures::StreamExt;
 use hyper::client::conn::http1;
 use hyper::{Request, header};
@@ -13,8 +13,9 @@ use kube::api::ListParams;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::cluster_api::describe_error;
-use crate::desired::render::{ADMIN_PORT, pod_labels};
+use super::cluster_api::{build_namespaced_api, describe_error};
+use crate::config::ServerKind;
+use crate::desired::render::{ADMIN_PORT, ADMIN_SECRET_KEY, COMPONENT_LABEL, admin_secret_name, pod_labels};
 use crate::kubernetes::client::KubernetesClients;
 use crate::protocol::Secret;
 
@@ -51,12 +52,12 @@ impl AdminTarget {
     ///
     /// # Errors
     /// One line: no connection, no answer in 10 s, or the error of the process.
-    pub async fn get(&self, path_and_query: &str, token: &Secret) -> Result<BodyDataStream, String> {
+    pub async fn get(&self, path_and_query: &str, token: &Secret) -> Result<Body, String> {
         let answer = timeout(CONNECT_TIMEOUT, self.request(path_and_query, token)).await;
         answer.map_err(|_| format!("no answer in {} s", CONNECT_TIMEOUT.as_secs()))?
     }
 
-    async fn request(&self, path_and_query: &str, token: &Secret) -> Result<BodyDataStream, String> {
+    async fn request(&self, path_and_query: &str, token: &Secret) -> Result<Body, String> {
         match self {
             Self::Address(address) => {
                 let socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
@@ -75,7 +76,7 @@ impl AdminTarget {
     }
 }
 
-async fn send_request<S>(socket: S, path_and_query: &str, token: &Secret) -> Result<BodyDataStream, String>
+async fn send_request<S>(socket: S, path_and_query: &str, token: &Secret) -> Result<Body, String>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -89,11 +90,11 @@ where
         .body(Body::empty())
         .map_err(|error| error.to_string())?;
     let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    let (status, mut body) = (answer.status(), Body::new(answer.into_body()).into_data_stream());
+    let (status, body) = (answer.status(), Body::new(answer.into_body()));
     if status.is_success() {
         return Ok(body);
     }
-    let mut text = Vec::new();
+    let (mut text, mut body) = (Vec::new(), body.into_data_stream());
     while let Some(Ok(part)) = body.next().await
         && text.len() < ERROR_MAX_BYTES
     {
@@ -103,12 +104,13 @@ where
     Err(format!("{status}: {}", text.lines().next().unwrap_or_default()))
 }
 
-/// The pods of a cluster that run, of these components, as targets.
+/// The running pods of these servers of a cluster, as targets.
 ///
 /// # Errors
 /// One line: the API server did not list them.
-pub async fn list_targets(api: &Api<Pod>, cluster: &str, components: &[&str]) -> Result<Vec<AdminTarget>, String> {
-    let labels = format!("{},app.kubernetes.io/component in ({})", pod_labels(cluster), components.join(","));
+pub async fn list_targets(api: &Api<Pod>, cluster: &str, servers: &[ServerKind]) -> Result<Vec<AdminTarget>, String> {
+    let names: Vec<&str> = servers.iter().map(|server| server.name()).collect();
+    let labels = format!("{},{COMPONENT_LABEL} in ({})", pod_labels(cluster), names.join(","));
     let listed = timeout(CONNECT_TIMEOUT, api.list(&ListParams::default().labels(&labels))).await;
     let listed = listed.map_err(|_| "the API server did not answer in time".to_owned())?;
     let listed = listed.map_err(|error| format!("the pods cannot be listed: {}", describe_error(&error)))?;
@@ -126,15 +128,12 @@ pub async fn read_admin_token(
     namespace: Option<&str>,
     cluster: &str,
 ) -> Result<Secret, String> {
-    let api: Api<SecretObject> = match namespace {
-        Some(namespace) => Api::namespaced(clients.call.clone(), namespace),
-        None => Api::default_namespaced(clients.call.clone()),
-    };
-    let name = format!("{cluster}-admin");
+    let api: Api<SecretObject> = build_namespaced_api(&clients.call, namespace);
+    let name = admin_secret_name(cluster);
     let secret = api.get(&name).await.map_err(|error| {
         format!("the admin token cannot be read from the Secret {name}: {}", describe_error(&error))
     })?;
-    let token = secret.data.unwrap_or_default().remove("token").map(|token| token.0);
+    let token = secret.data.unwrap_or_default().remove(ADMIN_SECRET_KEY).map(|token| token.0);
     let token = token.and_then(|token| String::from_utf8(token).ok());
-    token.map(Secret::new).ok_or_else(|| format!("the Secret {name} has no `token`"))
+    token.map(Secret::new).ok_or_else(|| format!("the Secret {name} has no `{ADMIN_SECRET_KEY}`"))
 }

@@ -6,6 +6,15 @@ use crate::api::RealtimeCluster;
 
 /// Builds the API of the clusters in a namespace; without one, in that of the kubeconfig.
 pub fn build_cluster_api(client: &Client, namespace: Option<&str>) -> Api<RealtimeCluster> {
+    build_namespaced_api(client, namespace)
+}
+
+/// Builds the API of a kind in a namespace; without one, in that of the kubeconfig.
+pub fn build_namespaced_api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
     match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::default_namespaced(client.clone()),

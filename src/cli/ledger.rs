@@ -5,21 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use axum::body::to_bytes;
 use futures::future::try_join_all;
-use kube::Api;
 use tokio::time::{sleep, timeout};
 
 use super::BAD_INPUT_EXIT_CODE;
 use super::admin_connection::{AdminTarget, list_targets, read_admin_token};
+use super::cluster_api::build_namespaced_api;
 use super::print::print_text;
+use crate::config::ServerKind;
 use crate::kubernetes::client::build_clients;
 use crate::protocol::Secret;
 use crate::protocol::admin::FlowReport;
 use crate::protocol::ledger_balance::{Imbalance, find_imbalance};
-
-/// Components whose pods have an entry in the ledger.
-const COMPONENTS: [&str; 4] = ["websocket", "sockjs", "edge", "dispatcher"];
 
 /// Time between two observations: events that are counted at one hop have reached the next by then.
 const OBSERVATION_INTERVAL: Duration = Duration::from_secs(3);
@@ -70,11 +68,8 @@ pub async fn print_live_ledger(cluster: &str, namespace: Option<&str>) -> u8 {
 async fn find_pods(cluster: &str, namespace: Option<&str>) -> Result<(Vec<AdminTarget>, Secret), String> {
     let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
     let token = read_admin_token(&clients, namespace, cluster).await?;
-    let api = match namespace {
-        Some(namespace) => Api::namespaced(clients.call, namespace),
-        None => Api::default_namespaced(clients.call),
-    };
-    let targets = list_targets(&api, cluster, &COMPONENTS).await?;
+    let api = build_namespaced_api(&clients.call, namespace);
+    let targets = list_targets(&api, cluster, &ServerKind::ALL).await?;
     if targets.is_empty() {
         return Err(format!("no pod of the cluster {cluster} runs: see `realtime status`"));
     }
@@ -91,18 +86,10 @@ async fn read_flows(targets: &[AdminTarget], token: &Secret) -> Result<Vec<FlowR
 }
 
 async fn read_flow(target: &AdminTarget, token: &Secret) -> Result<FlowReport, String> {
-    let mut body = target.get("/flow", token).await?;
-    let mut bytes = Vec::new();
-    let whole = async {
-        while let Some(part) = body.next().await {
-            bytes.extend_from_slice(&part.map_err(|error| error.to_string())?);
-            if bytes.len() > FLOW_MAX_BYTES {
-                return Err(format!("its /flow has more than {FLOW_MAX_BYTES} bytes"));
-            }
-        }
-        Ok(())
-    };
-    timeout(READ_TIMEOUT, whole).await.map_err(|_| format!("no end in {} s", READ_TIMEOUT.as_secs()))??;
+    let body = target.get("/flow", token).await?;
+    let bytes = timeout(READ_TIMEOUT, to_bytes(body, FLOW_MAX_BYTES)).await;
+    let bytes = bytes.map_err(|_| format!("no end in {} s", READ_TIMEOUT.as_secs()))?;
+    let bytes = bytes.map_err(|error| format!("its /flow of at most {FLOW_MAX_BYTES} bytes was not read: {error}"))?;
     serde_json::from_slice(&bytes).map_err(|error| format!("no answer of /flow: {error}"))
 }
 

@@ -10,10 +10,8 @@ use kube::{Client, ResourceExt};
 use super::cluster_api::describe_error;
 use crate::api::RealtimeCluster;
 use crate::config::ServerKind;
+use crate::desired::render::COMPONENT_LABEL;
 use crate::migration::{ClusterSnapshot, EnvironmentTexts, ServerSnapshot, read_server};
-
-/// Label of a Deployment with the kind of its servers.
-const SERVER_LABEL: &str = "app.kubernetes.io/component";
 
 /// Selects the Deployments of all clusters.
 pub const DEPLOYMENT_SELECTOR: &str = "app.kubernetes.io/name=realtime,app.kubernetes.io/managed-by=realtime-operator";
@@ -37,24 +35,27 @@ pub async fn read_snapshots(client: &Client, namespace: Option<&str>) -> Result<
         .iter()
         .map(|cluster| {
             let texts = EnvironmentTexts::default();
-            let servers =
-                owned_servers(cluster, &deployments, |deployment| read_server(deployment, None, &texts, None));
+            let owned = deployments.iter().filter(|found| is_owned(found, cluster));
+            let servers = read_owned_servers(owned, |deployment| read_server(deployment, None, &texts, None));
             ClusterSnapshot::of_cluster(cluster, servers)
         })
         .collect())
 }
 
-/// The servers of a cluster: its Deployments by their label, each read by `read`. One without a container is left out: it
-/// serves nobody.
-pub fn owned_servers(
-    cluster: &RealtimeCluster,
-    deployments: &[Deployment],
+/// Whether the cluster owns the Deployment.
+pub fn is_owned(deployment: &Deployment, cluster: &RealtimeCluster) -> bool {
+    let uid = cluster.uid().unwrap_or_default();
+    deployment.owner_references().iter().any(|owner| owner.uid == uid)
+}
+
+/// The servers of a cluster: the Deployments that it owns by their label, each read by `read`. One without a container is
+/// left out: it serves nobody.
+pub fn read_owned_servers<'a>(
+    owned: impl Iterator<Item = &'a Deployment>,
     read: impl Fn(&Deployment) -> Result<ServerSnapshot, String>,
 ) -> BTreeMap<ServerKind, ServerSnapshot> {
-    let uid = cluster.uid().unwrap_or_default();
-    let owned = deployments.iter().filter(|found| found.owner_references().iter().any(|owner| owner.uid == uid));
     let server = |found: &Deployment| {
-        let kind = ServerKind::from_str(found.labels().get(SERVER_LABEL)?).ok()?;
+        let kind = ServerKind::from_str(found.labels().get(COMPONENT_LABEL)?).ok()?;
         Some((kind, read(found).ok()?))
     };
     owned.filter_map(server).collect()

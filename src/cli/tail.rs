@@ -18,7 +18,9 @@ use url::form_urlencoded;
 
 use super::BAD_INPUT_EXIT_CODE;
 use super::admin_connection::{AdminTarget, list_targets, read_admin_token};
+use super::cluster_api::build_namespaced_api;
 use super::print::print_part;
+use crate::config::ServerKind;
 use crate::kubernetes::client::build_clients;
 use crate::protocol::Secret;
 use crate::protocol::connection_log::{ConnectionLogEntry, describe_entry};
@@ -38,8 +40,8 @@ const LINE_MAX_BYTES: usize = 64 << 10;
 /// Lines that wait to be printed.
 const QUEUED_LINES_MAX: usize = 1_024;
 
-/// Components whose pods are edges.
-const EDGE_COMPONENTS: [&str; 3] = ["websocket", "sockjs", "edge"];
+/// Kinds of servers that have clients.
+const EDGE_SERVERS: [ServerKind; 3] = [ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Edge];
 
 /// Follow what clients do at the edges of a cluster, live: connects, refusals with reasons, subscriptions and closes
 ///
@@ -118,10 +120,7 @@ async fn find_source(arguments: &Arguments) -> Result<(Source, Secret), String> 
     let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
     let token = read_admin_token(&clients, arguments.namespace.as_deref(), name).await?;
     // The connection of a port-forward is open for as long as that of a watch.
-    let api = Box::new(match arguments.namespace.as_deref() {
-        Some(namespace) => Api::namespaced(clients.watch, namespace),
-        None => Api::default_namespaced(clients.watch),
-    });
+    let api = Box::new(build_namespaced_api(&clients.watch, arguments.namespace.as_deref()));
     Ok((Source::Cluster { api, name: name.clone() }, token))
 }
 
@@ -194,7 +193,7 @@ fn tail_path(app: Option<&str>) -> String {
 async fn list_source(source: &Source) -> Result<Vec<AdminTarget>, String> {
     match source {
         Source::Addresses(addresses) => Ok(addresses.iter().cloned().map(AdminTarget::Address).collect()),
-        Source::Cluster { api, name } => list_targets(api, name, &EDGE_COMPONENTS).await,
+        Source::Cluster { api, name } => list_targets(api, name, &EDGE_SERVERS).await,
     }
 }
 
@@ -213,7 +212,7 @@ async fn follow_target(
 ) -> (String, String) {
     let name = target.name().to_owned();
     let mut body = match target.get(&path, &token).await {
-        Ok(body) => body,
+        Ok(body) => body.into_data_stream(),
         Err(reason) => return (name, reason),
     };
     if lines.send(FollowerLine::Began(name.clone())).await.is_err() {

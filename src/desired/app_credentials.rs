@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Secret as SecretObject;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use super::problem::RefusalCause;
+use super::render::COMPONENT_LABEL;
 use super::secret_references::{decode_secret, trim_texts};
 use crate::api::{API_GROUP, RealtimeApp};
 use crate::protocol::{AppKey, Secret};
@@ -88,7 +89,7 @@ pub fn render_app_credentials(app: &RealtimeApp, pair: &GeneratedPair) -> Secret
             labels: Some(
                 [
                     ("app.kubernetes.io/name", "realtime"),
-                    ("app.kubernetes.io/component", "credentials"),
+                    (COMPONENT_LABEL, "credentials"),
                     ("app.kubernetes.io/part-of", "realtime"),
                     (MANAGED_BY_LABEL, MANAGER),
                 ]

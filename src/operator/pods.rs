@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use super::pod_audit::{PodAudit, PodDifference, WantedIdentity, audit_pod};
 use crate::config::{ServerConfig, ServerKind, Variable};
 use crate::desired::render::{
-    ADMIN_PORT, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, is_rendered_template, template_mark,
+    ADMIN_PORT, COMPONENT_LABEL, PUBLIC_PORT, READINESS_GATE, TEMPLATE_ANNOTATION, is_rendered_template, template_mark,
 };
 use crate::desired::{
     DesiredObjects, KnownInjectors, PodFacts, SecretTexts, ValidCluster, decode_secret, resolve_variables,
@@ -72,7 +72,7 @@ impl PodReader<'_> {
         if pod.metadata.deletion_timestamp.is_some() || ended {
             return None;
         }
-        let component = pod.labels().get("app.kubernetes.io/component")?;
+        let component = pod.labels().get(COMPONENT_LABEL)?;
         let server = ServerKind::ALL.into_iter().find(|server| server.name() == component)?;
         let wanted = self.desired.deployments.iter().find(|(found, _)| *found == server);
         let wanted = wanted.map(|(_, deployment)| &deployment.spec.template);

@@ -42,7 +42,7 @@ pub struct LiveStream<'a> {
 struct PendingSetting {
     /// The change that brings it nearer.
     change: Result<StreamChange, Refusal>,
-    /// What the manifest has and what the stream has.
+    /// The value of the manifest and that of the stream.
     difference: String,
     /// The line of the manifest that accepts the stream as it is.
     acceptance: String,

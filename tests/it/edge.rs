@@ -17,6 +17,7 @@ mod load_balancers;
 mod messages;
 mod outbox;
 mod presence_outage;
+mod raw_client;
 mod recording;
 mod relay;
 mod reload;

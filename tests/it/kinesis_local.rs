@@ -14,9 +14,9 @@ use axum::response::{IntoResponse, Response};
 use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
 use serde_json::json;
 
-use crate::fixtures::{REGION, serve_routes};
+use crate::fixtures::{REGION, serve_routes, wait_until_active};
 use crate::resources::{LoggedProgram, command_bound_to_test, start_on_free_ports};
-use crate::waiting::{eventually_ok, within};
+use crate::waiting::within;
 
 /// The package, as `./test fast` installs it.
 const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kinesis-local/node_modules/kinesis-local");
@@ -97,13 +97,7 @@ impl KinesisLocal {
 
     /// Waits until no change of a stream is in progress.
     pub async fn wait_until_active(&self, stream: &str) {
-        let client = self.client(stream).await;
-        eventually_ok("an active stream", async || match client.describe_stream().await {
-            Ok(summary) if summary.status == "ACTIVE" => Ok(()),
-            Ok(summary) => Err(summary.status),
-            Err(error) => Err(error.to_string()),
-        })
-        .await;
+        wait_until_active(&self.client(stream).await).await;
     }
 }
 

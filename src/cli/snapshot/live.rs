@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Client;
 use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt};
 
 use super::super::cluster_api::{build_cluster_api, describe_error};
-use super::super::live_snapshots::{DEPLOYMENT_SELECTOR, owned_servers};
+use super::super::live_snapshots::{DEPLOYMENT_SELECTOR, is_owned, read_owned_servers};
 use super::ForeignDeployment;
-use crate::api::RealtimeCluster;
 use crate::config::name;
+use crate::desired::render::registry_secret_name;
 use crate::desired::{decode_secret, derive_probe_id};
 use crate::migration::{
     AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, ServerSnapshot, SnapshotOrigin, VariableValue,
@@ -47,7 +47,7 @@ impl LiveReader {
         let owned: Vec<Deployment> = deployments.into_iter().filter(|found| is_owned(found, &cluster)).collect();
         let texts = self.read_texts(&owned).await;
         let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(&self.digester));
-        let servers = owned_servers(&cluster, &owned, read);
+        let servers = read_owned_servers(owned.iter(), read);
         let apps = self.read_apps(name, servers.values()).await;
         let apps = apps.inspect_err(|error| eprintln!("realtime: note: apps were not read: {error}")).ok();
         Ok(ClusterSnapshot {
@@ -122,7 +122,7 @@ impl LiveReader {
         };
         let mut files = Vec::new();
         for bucket in 0..BUCKET_COUNT {
-            let (file, secret) = (file_name(bucket), format!("{cluster}-apps-{bucket:x}"));
+            let (file, secret) = (file_name(bucket), registry_secret_name(cluster, bucket));
             let mut texts = decode_secret(&self.read_secret(&secret).await?);
             let text = texts.remove(&file).ok_or_else(|| format!("Secret {secret} has no key {file}"))?;
             files.push((file, text));
@@ -130,9 +130,4 @@ impl LiveReader {
         let registry = AppRegistry::parse(files).map_err(|error| error.to_string())?;
         Ok(digest_apps(registry.apps(), &derive_probe_id(uid), &self.digester, |_| true))
     }
-}
-
-fn is_owned(deployment: &Deployment, cluster: &RealtimeCluster) -> bool {
-    let uid = cluster.uid().unwrap_or_default();
-    deployment.owner_references().iter().any(|owner| owner.uid == uid)
 }

@@ -18,7 +18,7 @@ pub struct ExposeDefaults {
     pub min_ready_seconds: u32,
 }
 
-/// Where the idle timeout of the front is not ours to set: below the 60 s of many products.
+/// The defaults behind a front whose idle timeout the operator does not set. Edges ping within the 60 s of many products.
 const FOREIGN_FRONT: ExposeDefaults = ExposeDefaults {
     hold_seconds: 15,
     activity_timeout_seconds: None,
@@ -27,7 +27,7 @@ const FOREIGN_FRONT: ExposeDefaults = ExposeDefaults {
     min_ready_seconds: 0,
 };
 
-/// Where the idle timeout is rendered: fewer pings, and idle connections that outlive those of the front.
+/// The defaults behind a front whose idle timeout is rendered. Edges ping less often, and close idle connections after the front.
 const TUNED_FRONT: ExposeDefaults =
     ExposeDefaults { activity_timeout_seconds: Some(120), keep_alive_seconds: Some(240), ..FOREIGN_FRONT };
 

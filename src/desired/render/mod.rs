@@ -21,9 +21,11 @@ use crate::config::ServerKind;
 
 pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, find_optional_kind, is_pruned};
 pub use exposure::{balancer_name, entrance_name};
-pub use secrets::{registry_secret_name, render_registry_secrets};
+pub use secrets::{ADMIN_SECRET_KEY, admin_secret_name, registry_secret_name, render_registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, is_rendered_template, template_mark};
 
+/// Label of a child with the server or part of the cluster that it belongs to.
+pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 /// Container port on which edges serve clients.
 pub const PUBLIC_PORT: i32 = 8080;
 /// Container port on which edges accept relayed requests of other edges.
@@ -101,7 +103,7 @@ pub fn child_labels(cluster: &ValidCluster, component: &str) -> BTreeMap<String,
 /// change.
 fn pod_selector(cluster: &ValidCluster, component: &str) -> BTreeMap<String, String> {
     let mut labels = cluster_selector(cluster);
-    labels.insert("app.kubernetes.io/component".to_owned(), component.to_owned());
+    labels.insert(COMPONENT_LABEL.to_owned(), component.to_owned());
     labels
 }
 

@@ -225,7 +225,7 @@ fn render_volumes(cluster: &ValidCluster) -> Vec<Volume> {
     };
     let buckets = (0..BUCKET_COUNT).map(|bucket| VolumeProjection {
         secret: Some(SecretProjection {
-            name: registry_secret_name(cluster, bucket),
+            name: registry_secret_name(&cluster.name, bucket),
             items: Some(vec![KeyToPath { key: file_name(bucket), path: file_name(bucket), ..KeyToPath::default() }]),
             ..SecretProjection::default()
         }),
@@ -234,7 +234,7 @@ fn render_volumes(cluster: &ValidCluster) -> Vec<Volume> {
     // Optional: a Secret that an older operator wrote has no such key.
     let endpoints = VolumeProjection {
         secret: Some(SecretProjection {
-            name: registry_secret_name(cluster, 0),
+            name: registry_secret_name(&cluster.name, 0),
             items: Some(vec![KeyToPath {
                 key: ENDPOINTS_FILE.to_owned(),
                 path: ENDPOINTS_FILE.to_owned(),

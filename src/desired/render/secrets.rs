@@ -6,18 +6,27 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 
 use super::super::{SecretCopy, ValidCluster};
-use super::{child_metadata, child_name};
+use super::child_metadata;
 use crate::protocol::registry::{BUCKET_COUNT, DENIED_PREFIX, ENDPOINTS_FILE, file_name};
 
-/// Name of the Secret with one bucket of the app registry.
+/// Key of the admin token in its Secret.
+pub const ADMIN_SECRET_KEY: &str = "token";
+
+/// Name of the Secret from which people read the admin token of the cluster of this name.
 #[must_use]
-pub fn registry_secret_name(cluster: &ValidCluster, bucket: u8) -> String {
-    child_name(cluster, &format!("apps-{bucket:x}"))
+pub fn admin_secret_name(cluster: &str) -> String {
+    format!("{cluster}-admin")
 }
 
-/// Renders the Secret from which people read the admin token, under `token`: servers read a copy.
+/// Name of the Secret with one bucket of the app registry of the cluster of this name.
+#[must_use]
+pub fn registry_secret_name(cluster: &str, bucket: u8) -> String {
+    format!("{cluster}-apps-{bucket:x}")
+}
+
+/// Renders the Secret from which people read the admin token, under [`ADMIN_SECRET_KEY`]: servers read a copy.
 pub(super) fn render_admin_secret(cluster: &ValidCluster) -> Secret {
-    render_secret(cluster, child_name(cluster, "admin"), "token", cluster.admin_token.expose())
+    render_secret(cluster, admin_secret_name(&cluster.name), ADMIN_SECRET_KEY, cluster.admin_token.expose())
 }
 
 /// Renders the copies. Immutable: a changed value is another copy.
@@ -48,7 +57,7 @@ pub fn render_registry_secrets(cluster: &ValidCluster) -> Result<Vec<Secret>, se
     let buckets = (0..BUCKET_COUNT).map(|bucket| {
         let file = file_name(bucket);
         let text = files.remove(&file).unwrap_or_else(|| "[]".to_owned());
-        render_secret(cluster, registry_secret_name(cluster, bucket), &file, &text)
+        render_secret(cluster, registry_secret_name(&cluster.name, bucket), &file, &text)
     });
     let mut secrets: Vec<Secret> = buckets.collect();
     if let Some(data) = secrets.first_mut().and_then(|secret| secret.data.as_mut()) {

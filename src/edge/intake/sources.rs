@@ -80,7 +80,7 @@ pub enum SourceRefusal {
     HandshakeRate,
 }
 
-/// What a request costs the connection that makes it.
+/// The cost of a request for the connection that makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestPace {
     /// Nothing: the request is within the rate.

@@ -6,12 +6,12 @@ use crate::edge::apps::rate_limit::TokenBucket;
 use crate::edge::intake::sources::{ClientSource, RequestPace};
 use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 
-/// Subscriptions and sign-ins that one connection may ask for at once. A client that comes back asks for all its
+/// Bounds the subscriptions and sign-ins that one connection requests at once. A client that reconnects requests all its
 /// channels at once.
 pub const REQUEST_BURST_MAX: u32 = 4_096;
 
-/// Subscriptions and sign-ins that one connection may ask for in a second, once it has asked for [`REQUEST_BURST_MAX`]. One that
-/// comes and goes without end would keep the bus busy for all.
+/// Bounds the subscriptions and sign-ins that one connection requests in a second, after [`REQUEST_BURST_MAX`]. A connection that
+/// subscribes and unsubscribes without end would keep the bus busy for all.
 pub const REQUESTS_PER_SECOND_MAX: u32 = 100;
 
 /// Pings, unknown events, invalid messages and refused client events of one connection that are answered at once.

@@ -65,7 +65,7 @@ pub struct SessionOrigin {
     pub app: AppId,
     /// The transport that carries it.
     pub transport: Transport,
-    /// Where the client comes from; `None` where clients cannot be told apart.
+    /// The source address of the client, with its counts; `None` for a client that no bound counts by its address.
     pub source: Option<Arc<ClientSource>>,
 }
 
@@ -79,7 +79,7 @@ pub struct Session {
     pub transport: Transport,
     /// Bounds the silence after which a side pings the other; clients receive it in whole seconds.
     pub activity_timeout: Duration,
-    /// Where the client comes from; `None` where clients cannot be told apart.
+    /// The source address of the client, with its counts; `None` for a client that no bound counts by its address.
     pub source: Option<Arc<ClientSource>>,
     /// When it was opened.
     pub opened_at: Instant,

@@ -3,8 +3,9 @@
 
 mod memory;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
+use super::raw_client::RawClient;
 use super::*;
 
 const GIGABYTE: u64 = 1 << 30;
@@ -28,42 +29,6 @@ impl Bystander {
         let body = json!({ "name": "news", "data": self.heard.to_string(), "channel": "private-bystander" });
         assert_eq!(edge.publish("1", &body).await.status(), 200);
         assert_eq!(self.ws.expect("news").await.data, json!(self.heard));
-    }
-}
-
-/// A connection on which anything can be written.
-struct Raw(TcpStream);
-
-impl Raw {
-    async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Self {
-        let mut socket = TcpStream::connect(address).await.expect("connected");
-        // A server that has refused already may not take the rest.
-        let _ = socket.write_all(bytes.as_ref()).await;
-        Self(socket)
-    }
-
-    /// The status that is answered first, or 0 when the server closes without a word.
-    async fn status(&mut self) -> u16 {
-        let mut answer = Vec::new();
-        let read = async {
-            let mut part = [0; 4096];
-            while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
-                match self.0.read(&mut part).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(count) => answer.extend_from_slice(&part[..count]),
-                }
-            }
-        };
-        within(3 * WAIT_TIMEOUT, "an answer or the end of the connection", read).await;
-        let answer = String::from_utf8_lossy(&answer);
-        answer.split(' ').nth(1).map_or(0, |status| status.parse().expect("a status"))
-    }
-
-    /// Nothing more comes: the server has closed.
-    async fn ended(&mut self) {
-        let mut rest = Vec::new();
-        let ended = timeout(3 * WAIT_TIMEOUT, self.0.read_to_end(&mut rest)).await;
-        assert!(ended.is_ok(), "the server holds a connection that it refused");
     }
 }
 
@@ -116,14 +81,18 @@ async fn a_malformed_or_too_large_request_is_refused_at_once() {
         ("the same, escaped", head("GET /app/%ff?protocol=7", upgrade).into_bytes(), 400),
         ("no upgrade", head("GET /app/key1?protocol=7", "").into_bytes(), 400),
     ] {
-        let mut raw = Raw::send(edge.running.public, bytes).await;
+        let mut raw = RawClient::send(edge.running.public, bytes).await;
         assert_eq!(raw.status().await, status, "{name}");
         if status != 400 {
             raw.ended().await;
         }
     }
     let hundred = "x: y\r\n".repeat(99);
-    assert_eq!(Raw::send(edge.running.public, head("GET /", &hundred)).await.status().await, 404, "as many as may be");
+    assert_eq!(
+        RawClient::send(edge.running.public, head("GET /", &hundred)).await.status().await,
+        404,
+        "as many as may be"
+    );
     bystander.hears(&edge).await;
     edge.stop().await;
 }
@@ -144,13 +113,13 @@ async fn a_body_that_does_not_arrive_times_out() {
         (fallbacks.running.public, "/pusher/7/slow/xhr_send".to_owned()),
     ] {
         for part in ["", "[\"x"] {
-            slow.push(Raw::send(address, head(&format!("POST {path}"), length) + part).await);
+            slow.push(RawClient::send(address, head(&format!("POST {path}"), length) + part).await);
         }
-        let mut cut = Raw::send(address, head(&format!("POST {path}"), length) + "[\"x").await;
+        let mut cut = RawClient::send(address, head(&format!("POST {path}"), length) + "[\"x").await;
         cut.0.shutdown().await.expect("shut");
         assert!(matches!(cut.status().await, 0 | 400), "{path}: cut short");
     }
-    let half = Raw::send(sockets.running.public, "GET /app/key1?proto").await;
+    let half = RawClient::send(sockets.running.public, "GET /app/key1?proto").await;
     let began = std::time::Instant::now();
     bystander.hears(&sockets).await;
     for (n, raw) in slow.iter_mut().enumerate() {

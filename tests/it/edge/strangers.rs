@@ -1,9 +1,10 @@
 //! Clients without a signature: what they cost a process, and what they are refused.
 
 use realtime_operator::bus::RedisBus;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use super::raw_client::RawClient;
 use super::relay::{Cluster, SECRET};
 use super::*;
 use crate::processes::{Server, edge_environment};
@@ -11,34 +12,6 @@ use crate::redis::server::Redis;
 
 /// Bytes of unfinished input that an edge holds for clients without a signature.
 const UNSIGNED_INPUT_BYTES: u64 = 8 << 20;
-
-/// A client that writes any bytes.
-struct RawClient(TcpStream);
-
-impl RawClient {
-    async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Self {
-        let mut socket = TcpStream::connect(address).await.expect("connected");
-        // A server that has refused already may not take the rest.
-        let _ = socket.write_all(bytes.as_ref()).await;
-        Self(socket)
-    }
-
-    /// The answer up to the end of its head.
-    async fn answer(&mut self) -> String {
-        let mut answer = Vec::new();
-        let read = async {
-            let mut part = [0; 4096];
-            while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
-                match self.0.read(&mut part).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(count) => answer.extend_from_slice(&part[..count]),
-                }
-            }
-        };
-        within(WAIT_TIMEOUT, "the head of an answer", read).await;
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-}
 
 /// A POST that lacks the last byte of its body.
 fn unfinished_post(path: &str, bytes: usize) -> Vec<u8> {

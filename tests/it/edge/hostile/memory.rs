@@ -32,11 +32,11 @@ async fn declared_lengths_take_no_more_memory_than_the_bounds_of_the_process() {
         ws.socket.get_mut().write_all(&frame(0x81, GIGABYTE)).await.expect("written");
         assert_eq!(ws.closed().await, 1009);
         let half = head("GET /", &format!("x: {}\r\n", "y".repeat(60 << 10)));
-        raws.push(Raw::send(address, half.trim_end()).await);
+        raws.push(RawClient::send(address, half.trim_end()).await);
         let fields = format!("content-length: {}\r\n", 1 << 20);
-        raws.push(Raw::send(address, head("POST /apps/1/events", &fields) + &"x".repeat(60 << 10)).await);
+        raws.push(RawClient::send(address, head("POST /apps/1/events", &fields) + &"x".repeat(60 << 10)).await);
         let fields = format!("content-length: {GIGABYTE}\r\n");
-        let mut huge = Raw::send(address, head("POST /apps/1/events", &fields)).await;
+        let mut huge = RawClient::send(address, head("POST /apps/1/events", &fields)).await;
         assert_eq!(huge.status().await, 413);
     }
     first.still_serves().await;
