@@ -47,7 +47,7 @@ pub struct TlsSpec {
     pub certificate_refs: Vec<SecretRef>,
 }
 
-/// The object that leads clients to a server; docs/load-balancers.md has all that is rendered, by type.
+/// The object that leads clients to a server; docs/exposure.md lists all that is rendered, by type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
