@@ -15,8 +15,13 @@ if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run 
 /** Folder of this cluster, of Kubernetes' binaries and of the project's. */
 export const { dir: DIR, bin: BIN, binaries: BINARIES } = JSON.parse(process.env.CLUSTER);
 
-/** The address under which pods reach this machine. */
-export const HOST = "198.18.0.1";
+const HAS_IPV6_ALONE = process.env.NODE_IP_FAMILY === "6";
+
+/** The address under which pods reach this machine, and its networks. */
+export const [HOST, NETWORKS] = HAS_IPV6_ALONE ? ["2001:2:0:1::1", "2001:2::/48"] : ["198.18.0.1", "198.18.0.0/15"];
+
+/** The same address in a URL. */
+export const URL_HOST = HAS_IPV6_ALONE ? `[${HOST}]` : HOST;
 
 /** The image as manifests name it. */
 export const IMAGE = "realtime-operator/realtime:0.2.0";
@@ -479,7 +484,7 @@ export async function startRedis() {
   const { port, child, stop } = await startRedisWith({ host: HOST, launch: (args) => start("redis", "redis-server", args) });
   return {
     port,
-    url: `redis://${HOST}:${port}`,
+    url: `redis://${URL_HOST}:${port}`,
     pause: () => child.kill("SIGSTOP"),
     resume: () => child.kill("SIGCONT"),
     stop,
@@ -488,9 +493,9 @@ export async function startRedis() {
 
 /** A Kinesis that pods reach at `url`, and what a test may do to it. */
 export async function startKinesis() {
-  const running = start("kinesis", `${BINARIES}/examples/kinesis`, [`${HOST}:0`, "127.0.0.1:0"]);
+  const running = start("kinesis", `${BINARIES}/examples/kinesis`, [`${URL_HOST}:0`, "127.0.0.1:0"]);
   const { port, control: controlPort } = await waitUntilReady("Kinesis", running, kinesisPorts);
-  const url = `http://${HOST}:${port}`;
+  const url = `http://${URL_HOST}:${port}`;
   const control = async (method, path) => {
     const answer = await fetch(`http://127.0.0.1:${controlPort}${path}`, { method });
     if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
@@ -546,7 +551,7 @@ export async function startReceiver() {
   });
   server.listen(0, HOST);
   await once(server, "listening");
-  receiver.url = `http://${HOST}:${server.address().port}/hook`;
+  receiver.url = `http://${URL_HOST}:${server.address().port}/hook`;
   receiver.events = () => requests.flatMap(({ rawBody }) => JSON.parse(rawBody).events);
   receiver.stop = async () => {
     owned.delete(receiver);

@@ -8,16 +8,15 @@ import PusherClient from "pusher-js";
 
 import { startedFields } from "../conformance/processes.mjs";
 import { apply, audit, condition, get, IMAGE, inNamespace, kubectl, leaderName, namespacesDeleted, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE, pods, realtime, service, startReceiver, startRedis, tagImage, wait, watchObject } from "./harness.mjs";
-import { COMPONENT, credentials, edges, eventSays, is, kstatus, manifest, MIRROR, outside, podIs, processOf, ready, rotateSecret, said, spec } from "./operator_fixtures.mjs";
+import { COMPONENT, credentials, edges, eventSays, is, kstatus, manifest, MIRROR, outside, podIs, processOf, ready, rotateSecret, said, spec, TRANSPORTS } from "./operator_fixtures.mjs";
 import { assertQuiet, countCalls } from "./permissions.mjs";
 
 const NAMESPACE = "channels";
 const ADMITTED = "realtime-operator.dev/admitted";
 const GATE = "realtime-operator.dev/webhooks-delivered";
 
-/** Every transport, those of the sockjs server in the order in which messages name them. */
-const FALLBACKS = ["xhr_streaming", "xhr_polling", "sockjs_websocket", "sockjs_xhr_streaming", "sockjs_xhr", "sockjs_eventsource"];
-const TRANSPORTS = ["websocket", ...FALLBACKS];
+/** Those of the sockjs server, in the order in which messages name them. */
+const FALLBACKS = TRANSPORTS.slice(1);
 
 /** Seconds for which the stream is away: `STREAM_AWAY_SECONDS=300 ./test cluster` is the long run. */
 const AWAY = Number(process.env.STREAM_AWAY_SECONDS ?? 60);

@@ -5,9 +5,12 @@ import { readdirSync, readFileSync } from "node:fs";
 import { before } from "node:test";
 
 import {
-  addOperatorFiles, apply, applyCrds, condition, deleteNamespace, diagnosed, file, get, kubectl, OPERATOR_NAMESPACE, pods, replaceOnce, startKinesis, startReceiver, startRedis,
+  addOperatorFiles, apply, applyCrds, condition, deleteNamespace, diagnosed, file, get, kubectl, NETWORKS, OPERATOR_NAMESPACE, pods, replaceOnce, startKinesis, startReceiver, startRedis,
   tearDown, wait,
 } from "./harness.mjs";
+
+/** The transports of a cluster, in the order of its status. */
+export const TRANSPORTS = ["websocket", "xhr_streaming", "xhr_polling", "sockjs_websocket", "sockjs_xhr_streaming", "sockjs_xhr", "sockjs_eventsource"];
 
 export const COMPONENT = "app.kubernetes.io/component";
 
@@ -48,7 +51,7 @@ export function manifest(namespace, replace = {}) {
       return text.replaceAll(from, to);
     },
     file("tests/cluster/manifests/cluster.yaml", {
-      NAMESPACE: namespace, REDIS_URL: outside.redis.url, KINESIS_URL: outside.kinesis.url, RECEIVER_URL: outside.receiver.url,
+      NAMESPACE: namespace, NETWORKS, REDIS_URL: outside.redis.url, KINESIS_URL: outside.kinesis.url, RECEIVER_URL: outside.receiver.url,
     }),
   );
 }
