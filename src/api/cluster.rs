@@ -7,15 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::expose::{
     DnsSpec, EntranceSpec, alb_keep_alive_rule, alb_protocol_rule, canonical_host_rule, certificate_rule,
     deregistration_rule, distinct_hosts_rule, immutable_class_rule, live_hosts_rule, public_certificate_rule,
-    routed_hosts_rule, tls_idle_rule,
+    required_external_rule, routed_hosts_rule, tls_idle_rule,
 };
 pub use super::image::{ImageSpec, PullPolicy};
 use super::load_balancer::{LoadBalancerSpec, base_path_rule, keep_alive_rule};
 use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
-    ClientOptions, EndpointsStatus, GateStatus, HopTime, LastFailure, LimitedChange, PodReplacements, ProofState,
-    ProofTransport, RealtimeClusterStatus, RequestedProofStatus, StreamChangeRecord, StreamStatus, TransportState,
-    TransportStatus,
+    ClientOptions, EndpointsStatus, EntranceStatus, GateStatus, HopTime, LastFailure, LimitedChange, PodReplacements,
+    ProofState, ProofTransport, RealtimeClusterStatus, RequestedProofStatus, StreamChangeRecord, StreamStatus,
+    TransportState, TransportStatus,
 };
 pub use super::stream::{DataLoss, StreamDeletionPolicy, StreamEncryption, StreamManagement, StreamMode, StreamSpec};
 use super::{EnabledState, SecretKeyRef, SecretRef};
@@ -46,6 +46,7 @@ pub const MAX_NAME: usize = 40;
     validation = Rule::new("!((has(self.spec.websocket.expose) && self.spec.websocket.expose.type in ['EKSNLB', 'EKSALB']) || (has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type in ['EKSNLB', 'EKSALB'])) || (has(self.spec.trustedProxies) && self.spec.trustedProxies.size() > 0)").message("expose.type EKSNLB and EKSALB need trustedProxies: write the networks of the load balancer's subnets, or every client has its address"),
     validation = Rule::new("!has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts == self.spec.sockjs.hosts || !self.spec.websocket.hosts.exists(host, host in self.spec.sockjs.hosts)").message("websocket and sockjs share some of their hosts: write the same hosts for both, or none in common"),
     validation = Rule::new("self.spec.servers == 'Combined' || !has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts != self.spec.sockjs.hosts || !has(self.spec.websocket.expose) || !(self.spec.websocket.expose.type in ['EKSNLB', 'LoadBalancer'])").message("a load balancer without paths leads a host to one server only: write other hosts for sockjs, or servers: Combined"),
+    validation = required_external_rule(),
     validation = Rule::new("!has(self.spec.dns) || has(self.spec.websocket.hosts) || has(self.spec.sockjs.hosts)").message("dns without hosts has no record: write hosts, or remove dns"),
     validation = Rule::new("!has(self.spec.sockjsClients.canonicalHost) || !has(self.spec.sockjs.canonicalHost)").message("sockjsClients.canonicalHost and sockjs.canonicalHost are the same setting: keep one of them"),
     // A name can be corrected until the stream exists, e.g. if another owner has a stream of that name.
@@ -463,11 +464,34 @@ pub struct GateSpec {
     /// from the first moment at which a journey can run.
     #[schemars(range(min = 1, max = 86400))]
     pub deadline_seconds: u32,
+    /// Whether Ready waits for journeys through the load balancers, by the hosts. They need hosts and an `expose` that creates an
+    /// object.
+    pub external: ExternalGate,
+}
+
+/// Whether Ready waits for journeys through load balancers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ExternalGate {
+    /// Ready waits for them, also for an address, and whatever the network between the operator and the load balancer allows.
+    Required,
+    /// Ready waits for them once an address is published; load balancers that take no connection from the operator are
+    /// reported and not waited for.
+    #[default]
+    Auto,
+    /// No journey goes through a load balancer.
+    Disabled,
 }
 
 impl Default for GateSpec {
     fn default() -> Self {
-        Self { interval_seconds: 15, timeout_seconds: 10, open_after: 3, close_after: 3, deadline_seconds: 600 }
+        Self {
+            interval_seconds: 15,
+            timeout_seconds: 10,
+            open_after: 3,
+            close_after: 3,
+            deadline_seconds: 600,
+            external: ExternalGate::Auto,
+        }
     }
 }
 

@@ -123,6 +123,16 @@ reasons! {
     LoadBalancerPending,
     /// The API server lacks a kind that the entrance needs, or refuses the object.
     ExposureUnavailable,
+    /// A pod behind a load balancer has no readiness gate of its controller; all else about the entrance is in order.
+    ReadinessGateMissing,
+    /// Another cluster answers at the address of this cluster's load balancer.
+    WrongCluster,
+    /// The certificate at a load balancer does not cover the host, is not valid now, or is of an unknown authority.
+    CertificateInvalid,
+    /// The load balancers take no connection from the operator, while pods and Services work.
+    NotReachableFromHere,
+    /// The manifest switches the journeys through load balancers off.
+    ExternalDisabled,
     /// The app is served.
     AppAccepted,
     /// Another app has this id or key.
@@ -181,6 +191,9 @@ pub mod condition {
     pub const EXPOSED: &str = "Exposed";
     /// Whether the registry with every app was pushed to every pod.
     pub const APPS_SYNCED: &str = "AppsSynced";
+    /// Whether journeys through the published addresses of the load balancers pass, by the hosts; present while the manifest has such a
+    /// load balancer.
+    pub const EXTERNAL_PATH_PROVEN: &str = "ExternalPathProven";
     /// Whether journeys prove the delivery of webhooks.
     pub const WEBHOOKS_DELIVERED: &str = "WebhooksDelivered";
     /// Whether webhooks are enabled in the manifest.
@@ -299,12 +312,13 @@ impl Reason {
             }
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
-            Self::LoadBalancerPending => {
-                "Wait some minutes; if it persists, read the events of the object named: its controller is missing, or refuses it."
-            }
-            Self::ExposureUnavailable => {
-                "Install the CRDs that the message names, or choose another `expose.controller`; correct what the API server refuses."
-            }
+            Self::LoadBalancerPending
+            | Self::ExposureUnavailable
+            | Self::ReadinessGateMissing
+            | Self::WrongCluster
+            | Self::CertificateInvalid
+            | Self::NotReachableFromHere
+            | Self::ExternalDisabled => self.entrance_remedy(),
             Self::KeyConflict => "Give the younger app another id or key.",
             Self::AppInvalid => "Correct the field named, or the Secret that the message names.",
             Self::CredentialsNotOurs => {
@@ -327,6 +341,34 @@ impl Reason {
             }
             Self::VersionUnsupported => "Upgrade the operator, or correct the field named.",
             Self::Suspended => "Remove `suspend: true` from the manifest to apply the changes that wait.",
+        }
+    }
+
+    /// The remedy for a reason of an entrance.
+    fn entrance_remedy(self) -> &'static str {
+        match self {
+            Self::LoadBalancerPending => {
+                "Wait some minutes; if it persists, read the events of the object named: its controller is missing, or refuses it."
+            }
+            Self::ExposureUnavailable => {
+                "Install the CRDs that the message names, or choose another `expose.controller`; correct what the API server refuses."
+            }
+            Self::ReadinessGateMissing => {
+                "Label the namespace `elbv2.k8s.aws/pod-readiness-gate-inject=enabled`, then restart the pods by the annotation \
+                 `realtime-operator.dev/restarted-at`."
+            }
+            Self::WrongCluster => {
+                "Compare the object that the message names with the load balancer, listener or rule that answers for the host."
+            }
+            Self::CertificateInvalid => {
+                "Give the load balancer a certificate for the host named; for an authority of your own, add it to the operator's trust \
+                 by `SSL_CERT_FILE`, or write `gate.external: Disabled`."
+            }
+            Self::NotReachableFromHere => {
+                "Allow the address that the message names at the load balancer, or write `gate.external: Disabled`."
+            }
+            Self::ExternalDisabled => "Nothing, if this is intended; otherwise write `gate.external: Auto`.",
+            _ => "Nothing.",
         }
     }
 

@@ -203,6 +203,12 @@ pub(super) fn routed_hosts_rule() -> Rule {
         .message("expose.type EKSALB, Ingress and Gateway lead clients by their host: write hosts")
 }
 
+/// The rule that required journeys from outside have a load balancer.
+pub(super) fn required_external_rule() -> Rule {
+    Rule::new("self.spec.gate.external != 'Required' || [self.spec.websocket, self.spec.sockjs].exists(server, has(server.hosts) && server.hosts.size() > 0 && has(server.expose) && server.expose.type != 'ClusterIP')")
+        .message("gate.external: Required needs a load balancer with hosts: write hosts and expose, or external: Auto")
+}
+
 /// The rule that no host stands twice.
 pub(super) fn distinct_hosts_rule() -> Rule {
     Rule::new("!has(self.hosts) || self.hosts.all(host, self.hosts.exists_one(other, host == other))")

@@ -265,6 +265,32 @@ pub struct EndpointsStatus {
     /// Options of pusher-js for clients outside the Kubernetes cluster, ready to paste; absent without `hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_options: Option<ClientOptions>,
+    /// The load balancers of the hosts, with their published addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrances: Vec<EntranceStatus>,
+}
+
+/// A load balancer of hosts, as its Service, Ingress or Gateway publishes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EntranceStatus {
+    /// Object that publishes the addresses: `Ingress eu-websocket`.
+    pub object: String,
+    /// Hosts that it leads to the servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Published IP addresses and DNS names; empty until there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// Port to which clients connect.
+    #[serde(default)]
+    pub port: u16,
+    /// Whether clients use TLS at the port.
+    #[serde(default)]
+    pub tls: bool,
+    /// Cause of a missing address, apart from time; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub problem: String,
 }
 
 /// Options of pusher-js, in its own spelling.

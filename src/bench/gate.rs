@@ -13,8 +13,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::api::Reason;
 use crate::gate::{
-    CoverageTargets, Evidence, GatePhase, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome, RestoredProof,
-    RoundState,
+    CoverageTargets, Evidence, ExternalTargets, GatePhase, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome,
+    RestoredProof, RoundState,
 };
 use crate::protocol::{ShardId, Transport};
 
@@ -263,6 +263,7 @@ fn build_targets(pods: usize) -> CoverageTargets {
     let edges: BTreeMap<_, _> = (0..pods).map(|number| (format!("edge-{number:02}"), carries(number))).collect();
     let dispatchers: BTreeSet<String> = (0..2).map(|number| format!("dispatcher-{number}")).collect();
     CoverageTargets {
+        external: ExternalTargets::default(),
         paths: [("Service eu".to_owned(), transports.clone())].into(),
         transports,
         wanted_pods: BTreeMap::new(),
@@ -412,6 +413,8 @@ clock in, a verdict out.
 - **Opening.** Every value of every dimension (each transport through each pod and each Service, each shard, each
   dispatcher) has passed `gate.openAfter` times, its newest journey passed, as many pods run as the manifest asks for,
   and at most 5 % of the latest journeys since the closing failed.
+- **From outside.** With hosts and a load balancer, journeys also enter at its published address, by the host and its certificate.
+  They count as [exposure.md](exposure.md#the-condition-externalpathproven) says, and never as a loss of a pod.
 - **Closing.** A result that was measured wrong closes at once. A lost journey is confirmed twice; `gate.closeAfter`
   losses of one value in a row that span 20 s close, and so do more than 5 % of the last 200 journeys.
 - **Ageing.** A value without a finished journey for three intervals, and at least a minute, closes the gate as

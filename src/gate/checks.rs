@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::external::{ExternalState, describe_failure};
 use super::target_index::TargetValue;
 use super::{ConfigDrift, Evidence, HopFailure};
 use crate::api::Reason;
@@ -56,6 +57,8 @@ pub(super) enum FindingSubject<'a> {
     LossRate { transport: Transport, pod: &'a str, failure: &'a HopFailure },
     /// Fewer pods run than the manifest asks for.
     MissingPods(String),
+    /// The paths from outside: they fail, or are not proven yet.
+    External { reason: Reason, message: String },
     /// The latest closing; nothing speaks against the cluster since, and too little for it.
     Closing { reason: Reason, message: &'a str },
 }
@@ -63,7 +66,7 @@ pub(super) enum FindingSubject<'a> {
 type Check = for<'a> fn(&'a Evidence) -> Option<Finding<'a>>;
 
 /// The checks in their order.
-const CHECKS: [Check; 10] = [
+const CHECKS: [Check; 12] = [
     find_stale_evidence,
     find_explained_failure,
     find_empty_dimension,
@@ -71,8 +74,10 @@ const CHECKS: [Check; 10] = [
     find_drift,
     find_unanswered_process,
     find_failing_dispatcher,
+    find_external_failure,
     find_loss_rate,
     find_missing_pods,
+    find_unproven_external,
     find_closing,
 ];
 
@@ -149,6 +154,33 @@ fn find_missing_pods(evidence: &Evidence) -> Option<Finding<'_>> {
         })
     })?;
     Some(Finding { class: FindingClass::Delays, subject: FindingSubject::MissingPods(subject) })
+}
+
+/// A path from outside that fails. Every path that takes no connection is one only if the manifest requires the paths: the
+/// network between the operator and a load balancer is not the cluster's.
+fn find_external_failure(evidence: &Evidence) -> Option<Finding<'_>> {
+    let (reason, message) = match evidence.external_state() {
+        ExternalState::Failing { path, transport, failure } => {
+            (failure.reason, describe_failure(&path, transport, &failure))
+        }
+        ExternalState::Unreachable(message) if evidence.external.is_required() => {
+            (Reason::NotReachableFromHere, message)
+        }
+        ExternalState::Stale(message) if evidence.open => (Reason::EvidenceStale, message),
+        _ => return None,
+    };
+    Some(Finding { class: FindingClass::Refutes, subject: FindingSubject::External { reason, message } })
+}
+
+/// A path from outside without a pass: the first proof waits for it. A load balancer without an address is waited for only
+/// if the manifest requires it.
+fn find_unproven_external(evidence: &Evidence) -> Option<Finding<'_>> {
+    let (reason, message) = match evidence.external_state() {
+        ExternalState::Unproven(message) => (Reason::Proving, format!("paths from outside: {message}")),
+        ExternalState::Pending(message) if evidence.external.is_required() => (Reason::LoadBalancerPending, message),
+        _ => return None,
+    };
+    Some(Finding { class: FindingClass::Delays, subject: FindingSubject::External { reason, message } })
 }
 
 fn find_closing(evidence: &Evidence) -> Option<Finding<'_>> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::ExternalTargets;
 use crate::protocol::{ShardId, Transport};
 
 /// The targets to be proven, per dimension. A dimension without a value is a failure, not a pass.
@@ -17,6 +18,8 @@ pub struct CoverageTargets {
     pub tour_rounds: BTreeMap<Transport, usize>,
     /// Paths of clients to the pods, with the transports that use them.
     pub paths: BTreeMap<String, BTreeSet<Transport>>,
+    /// Paths from outside the Kubernetes cluster.
+    pub external: ExternalTargets,
     /// Processes that must report their configuration: edges and dispatchers.
     pub processes: BTreeSet<String>,
     /// Processes among them that are not admitted yet. Clients do not reach them, so they do not close an open gate.

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::coverage::Coverage;
+use super::external::{ExternalEvidence, ExternalState, ExternalVerdict};
 use super::journey_history::{HistoryState, JourneyHistory};
 use super::loss_window::LossWindow;
 use super::target_index::TargetValue;
@@ -50,6 +51,7 @@ pub struct Evidence {
     dispatcher_histories: BTreeMap<String, JourneyHistory>,
     pub(super) coverage: Coverage,
     pub(super) losses: LossWindow,
+    pub(super) external: ExternalEvidence,
     latest_failure: Option<(Transport, String, HopFailure)>,
     /// End of the latest decisive failure: a pass that began before it proves nothing of the time since.
     decisive_ms: u64,
@@ -77,6 +79,7 @@ impl Evidence {
             dispatcher_histories: BTreeMap::new(),
             coverage: Coverage::default(),
             losses: LossWindow::default(),
+            external: ExternalEvidence::default(),
             latest_failure: None,
             decisive_ms: 0,
             now_ms: 0,
@@ -127,6 +130,9 @@ impl Evidence {
         self.process_ids.retain(|pod, _| targets.processes.contains(pod));
         self.dispatcher_histories.retain(|pod, _| targets.processes.contains(pod));
         self.targets = targets;
+        // A former leader had these paths proven: they are no new ones.
+        let since_ms = if self.inherited_ms.is_some() { 0 } else { self.now_ms };
+        self.external.set_targets(&self.targets.external, since_ms);
         let before = self.coverage.set_targets(&self.targets, self.open, self.now_ms);
         let index = self.coverage.index();
         let kept = index.take_records(&before, std::mem::take(&mut self.histories)).map(Option::flatten);
@@ -214,11 +220,15 @@ impl Evidence {
 
     /// Adds a finished journey. A journey through a deleted pod or path, or of another fingerprint, is ignored.
     pub fn add_journey(&mut self, journey: &Journey) {
-        let index = self.coverage.index();
-        let Some(route) = index.find(TargetValue::Route(journey.transport, &journey.entrance)) else { return };
         if journey.fingerprint != self.fingerprint {
             return;
         }
+        if self.external.add_journey(journey) {
+            self.advance(journey.ended_ms);
+            return;
+        }
+        let index = self.coverage.index();
+        let Some(route) = index.find(TargetValue::Route(journey.transport, &journey.entrance)) else { return };
         let shards = journey.shards.iter().filter_map(|shard| index.find(TargetValue::Shard(shard.as_str())));
         let dispatcher = journey.dispatcher.as_deref().and_then(|pod| index.find(TargetValue::Dispatcher(pod)));
         let values: Vec<usize> = std::iter::once(route).chain(shards).chain(dispatcher).collect();
@@ -362,6 +372,16 @@ impl Evidence {
         let past = || self.drifts.iter().find(|(found, _)| !self.targets.pods.contains_key(*found));
         let found = if failure.hop > Hop::Record { past().or(own) } else { own };
         found.map(|(pod, drifts)| (pod.as_str(), drifts.as_slice()))
+    }
+
+    /// The state of the paths from outside.
+    pub(super) fn external_state(&self) -> ExternalState {
+        self.external.state(&self.policy, self.ever_open, self.now_ms)
+    }
+
+    /// The result of the journeys from outside; `None` if the manifest has no such path.
+    pub(super) fn external_verdict(&self) -> Option<ExternalVerdict> {
+        self.external.verdict(&self.policy, self.ever_open, self.now_ms)
     }
 
     /// The latest failure of any journey, confirmed or not.

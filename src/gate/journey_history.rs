@@ -87,6 +87,11 @@ impl JourneyHistory {
         }
     }
 
+    /// Whether the latest journey was measured wrong.
+    pub fn is_decisive(&self) -> bool {
+        matches!(self.last_outcome, Some(JourneyOutcome::Decisive(_)))
+    }
+
     /// Whether an outcome says the same as the latest one. The text of a failure that repeats stays as it was, so that an
     /// outage changes no verdict at each journey.
     fn is_repeat(&self, outcome: &JourneyOutcome) -> bool {

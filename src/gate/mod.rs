@@ -1,7 +1,7 @@
 //! The gate: decides from evidence whether a cluster is operational. Pure.
 //!
 //! In: finished journeys, the configuration that every process reports, and the targets to be proven: transports, pods,
-//! shards, dispatchers. Out: a verdict in one line, with the transport, the hop and, where one is to blame, the variable.
+//! shards, dispatchers, paths from outside. Out: a verdict in one line, with the transport, the hop and, where one is to blame, the variable.
 //! Unknown, stale, skipped and void all count as *not ready*.
 //!
 //! This room must not know clients, clocks or Kubernetes: the caller passes the times.
@@ -12,6 +12,7 @@ mod coverage;
 mod coverage_targets;
 mod decision;
 mod evidence;
+mod external;
 mod hop;
 mod journey;
 mod journey_history;
@@ -25,6 +26,7 @@ mod verdict;
 pub use config_drift::{ConfigDrift, ExpectedConfig, find_drifts};
 pub use coverage_targets::CoverageTargets;
 pub use evidence::{Evidence, ProcessProof, RestoredProof};
+pub use external::{ExternalTargets, ExternalVerdict};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
 pub use phase::GatePhase;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::checks::{Finding, FindingSubject, first_finding};
-use super::{ConfigDrift, Evidence, GatePhase, Hop, HopFailure};
+use super::{ConfigDrift, Evidence, ExternalVerdict, GatePhase, Hop, HopFailure};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::config::ServerKind;
@@ -31,6 +31,8 @@ pub struct Verdict {
     pub message: String,
     /// Verdict of each transport that the manifest asks for.
     pub transports: Vec<TransportVerdict>,
+    /// Result of the journeys from outside; `None` if the manifest has no load balancer with hosts.
+    pub external: Option<ExternalVerdict>,
 }
 
 /// Verdict of one transport.
@@ -59,12 +61,13 @@ impl Verdict {
     /// every journey, and nobody acts on them.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
-        let Self { fingerprint, passed_ms: _, inherited, phase, ready, reason, message, transports } = self;
+        let Self { fingerprint, passed_ms: _, inherited, phase, ready, reason, message, transports, external } = self;
         let same_transports = transports.len() == other.transports.len()
             && transports.iter().zip(&other.transports).all(|(one, two)| one.is_same_as(two));
         *fingerprint == other.fingerprint
             && (*inherited, *phase, *ready, *reason) == (other.inherited, other.phase, other.ready, other.reason)
             && *message == other.message
+            && *external == other.external
             && same_transports
     }
 }
@@ -121,6 +124,7 @@ impl Evidence {
             reason,
             message,
             transports,
+            external: self.external_verdict(),
         }
     }
 
@@ -205,6 +209,7 @@ impl Evidence {
             FindingSubject::MissingPods(message) => {
                 (Reason::RollingOut, format!("{message}; {}", self.progress_summary(transports)))
             }
+            FindingSubject::External { reason, message } => (*reason, format!("{message}{aside}")),
             FindingSubject::Closing { reason, message } => (*reason, (*message).to_owned()),
         }
     }

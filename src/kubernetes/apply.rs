@@ -104,6 +104,16 @@ pub async fn fetch_owned(client: &Client, object: &Value, owner: &str) -> Result
     Ok(found)
 }
 
+/// Reads an object, whoever owns it; `None` when it does not exist.
+///
+/// # Errors
+/// The API server lacks the kind, refuses the call, or does not answer.
+pub async fn fetch_object(client: &Client, object: &Value) -> Result<Option<DynamicObject>, ApplyError> {
+    let handle = ObjectHandle::from_json(client, object)?;
+    let operation = format!("reading {} {}/{}", handle.kind, handle.namespace, handle.name);
+    handle.api.get_opt(&handle.name).await.map_err(ApplyError::from_call(operation))
+}
+
 /// Checks that a live object belongs to this owner.
 ///
 /// # Errors

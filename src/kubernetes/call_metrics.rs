@@ -53,6 +53,8 @@ label_values! {
         Ingresses = "ingresses",
         /// Routes of the Gateway API.
         HttpRoutes = "httproutes",
+        /// Gateways that routes attach to.
+        Gateways = "gateways",
         /// Disruption budgets of the servers.
         PodDisruptionBudgets = "poddisruptionbudgets",
         /// Accounts of the servers.

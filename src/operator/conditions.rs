@@ -73,6 +73,7 @@ pub const OWNED_CONDITIONS: &[&str] = &[
     condition::WEBHOOKS_DELIVERED,
     condition::WEBHOOKS_ENABLED,
     condition::OPERATOR_HEALTHY,
+    condition::EXTERNAL_PATH_PROVEN,
 ];
 
 /// Content of Ready, and which of Stalled and Reconciling is present.
@@ -230,7 +231,9 @@ fn assess_readiness(inputs: &StatusInputs<'_>, passed: bool) -> ReadyState {
         GatePhase::Proving if matches!(reason, Reason::ConfigurationDrift | Reason::ClockSkew) => {
             ReadyState { ready: "False", reason, message, stalled: false, reconciling: true }
         }
-        GatePhase::Proving if reason == Reason::RollingOut => under_way(reason, message),
+        GatePhase::Proving if matches!(reason, Reason::RollingOut | Reason::LoadBalancerPending) => {
+            under_way(reason, message)
+        }
         GatePhase::Proving => under_way(Reason::Proving, message),
         GatePhase::Refused => ReadyState { ready: "False", reason, message, stalled: false, reconciling: true },
         // A new leader found a proof that was too old: no failure is known, and the new proof is not complete.
@@ -338,6 +341,24 @@ fn assess_operator(inputs: &StatusInputs<'_>) -> ConditionUpdate {
     ConditionUpdate::new(condition::OPERATOR_HEALTHY, status, reason, message)
 }
 
+/// The result of the journeys through load balancers. Without a verdict on what runs now, the last one stays, unless it was
+/// reached on something else.
+fn assess_external(inputs: &StatusInputs<'_>) -> Option<ConditionUpdate> {
+    let kind = condition::EXTERNAL_PATH_PROVEN;
+    if let Some(verdict) = inputs.current_verdict() {
+        let external = verdict.external.as_ref()?;
+        return Some(ConditionUpdate::new(kind, external.status, external.reason, &external.message));
+    }
+    let known = inputs.known.find_condition(kind)?;
+    let is_same = inputs.fingerprint.is_empty() || is_proven(inputs);
+    let status = ["True", "False"].into_iter().find(|status| *status == known.status).unwrap_or("Unknown");
+    let reason = Reason::by_name(&known.reason)?;
+    if is_same || status == "Unknown" {
+        return Some(ConditionUpdate::new(kind, status, reason, &known.message));
+    }
+    Some(ConditionUpdate::new(kind, "Unknown", Reason::Proving, "not proven yet on what runs now"))
+}
+
 fn build_conditions(inputs: &StatusInputs<'_>, state: &ReadyState) -> Vec<ConditionUpdate> {
     let mut updates = vec![ConditionUpdate::new(condition::READY, state.ready, state.reason, &state.message)];
     if state.stalled {
@@ -346,6 +367,7 @@ fn build_conditions(inputs: &StatusInputs<'_>, state: &ReadyState) -> Vec<Condit
         updates.push(ConditionUpdate::new(condition::RECONCILING, "True", state.reason, &state.message));
     }
     updates.push(assess_operator(inputs));
+    updates.extend(assess_external(inputs));
     if inputs.webhooks {
         let status = match inputs.current_verdict().map(|verdict| verdict.phase) {
             Some(GatePhase::Open) if state.ready != "False" => "True",

@@ -1,6 +1,7 @@
 //! Clients and state shared by the controllers.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct ControllerContext {
     pub inherited_evidence_max: Duration,
     /// `HOST:PORT` under which dispatchers reach the receiver.
     pub receiver_address: String,
+    /// Address of the operator's pod, from which journeys begin.
+    pub own_address: IpAddr,
     /// Identifies this Kubernetes cluster: the UID of its `kube-system` namespace.
     pub kubernetes_uid: String,
     /// The live objects of the watched kinds.

@@ -151,6 +151,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         journeys: JourneyBudget::per_second(settings.journeys_per_second),
         inherited_evidence_max: settings.inherited_evidence_max,
         receiver_address: receiver_address(&settings.namespace, settings.receiver.port()),
+        own_address: settings.address,
         kubernetes_uid: kubernetes,
         live: LiveObjects::default(),
         secrets: SecretReader::new(clients.call.clone()),

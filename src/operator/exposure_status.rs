@@ -1,15 +1,22 @@
 //! The status of a cluster's entrances: addresses for clients, and the condition `Exposed`. Pure.
 
+use std::str::FromStr;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use serde_json::Value;
 
 use super::status::ConditionUpdate;
-use crate::api::cluster::{ClientOptions, EndpointsStatus};
+use crate::api::cluster::{ClientOptions, EndpointsStatus, EntranceStatus};
 use crate::api::conditions::condition;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::ValidCluster;
-use crate::desired::expose::{Entrance, Exposure, PLAIN_PORT, TLS_PORT};
-use crate::desired::render::{balancer_name, entrance_name};
+use crate::desired::expose::{Entrance, Exposure, PLAIN_PORT, TLS_PORT, has_injected_gates};
+use crate::desired::render::{COMPONENT_LABEL, balancer_name, entrance_name};
+
+/// Prefix of the readiness gates that the AWS Load Balancer Controller injects (its guide "Pod readiness gate").
+const BALANCER_GATE_PREFIX: &str = "target-health.elbv2.k8s.aws/";
 
 /// Transports of pusher-js that a WebSocket server serves, and those of a server for the HTTP fallbacks.
 const WEBSOCKET_TRANSPORTS: [&str; 2] = ["ws", "wss"];
@@ -23,8 +30,8 @@ enum EntranceState {
     Pending(String),
 }
 
-/// Lists the addresses for clients and backends.
-pub fn list_endpoints(cluster: &ValidCluster) -> EndpointsStatus {
+/// Lists the addresses for clients and backends; `entrances` are the load balancers.
+pub fn list_endpoints(cluster: &ValidCluster, entrances: Vec<EntranceStatus>) -> EndpointsStatus {
     let serves = |asked: ServerKind| cluster.servers.iter().any(|server| server.kind.serves_as(asked));
     let address = |asked: ServerKind| {
         let address = format!("{}-{asked}.{}.svc:80", cluster.name, cluster.namespace);
@@ -38,6 +45,7 @@ pub fn list_endpoints(cluster: &ValidCluster) -> EndpointsStatus {
         client_options: build_client_options(cluster),
         websocket,
         sockjs,
+        entrances,
     }
 }
 
@@ -72,10 +80,12 @@ fn build_client_options(cluster: &ValidCluster) -> Option<ClientOptions> {
     Some(options)
 }
 
-/// Decides the condition `Exposed` from the live objects by kind and name; `None` if the cluster has no entrance.
+/// Decides the condition `Exposed` from the live objects by kind and name; `None` if the cluster has no entrance. `ungated` is a pod
+/// without the readiness gate of its load balancer.
 pub fn decide_exposed(
     cluster: &ValidCluster,
     refused: &[String],
+    ungated: Option<&str>,
     find: impl Fn(&str, &str) -> Option<Value>,
 ) -> Option<ConditionUpdate> {
     let states: Vec<EntranceState> =
@@ -100,7 +110,28 @@ pub fn decide_exposed(
     let ready = states.iter().map(|state| match state {
         EntranceState::Ready(line) | EntranceState::Pending(line) => line.as_str(),
     });
-    update("True", Reason::AddressPublished, ready.collect())
+    let ready: Vec<&str> = ready.collect();
+    let Some(pod) = ungated else { return update("True", Reason::AddressPublished, ready) };
+    let missing = format!(
+        "{pod} has no readiness gate of its load balancer, so that a rollout waits minReadySeconds instead of its registration"
+    );
+    update("True", Reason::ReadinessGateMissing, ready.into_iter().chain([missing.as_str()]).collect())
+}
+
+/// Finds a pod behind a load balancer of the AWS Load Balancer Controller without the readiness gate that it injects.
+pub fn find_ungated_pod<'a>(cluster: &ValidCluster, pods: impl IntoIterator<Item = &'a Pod>) -> Option<String> {
+    let exposures: Vec<&Exposure> = cluster.exposures.iter().filter(|exposure| has_injected_gates(exposure)).collect();
+    let is_behind = |pod: &&Pod| {
+        let server = pod.labels().get(COMPONENT_LABEL).and_then(|name| ServerKind::from_str(name).ok());
+        let asked = exposures.iter().flat_map(|exposure| &exposure.servers);
+        server.is_some_and(|server| asked.into_iter().any(|asked| server.serves_as(*asked)))
+    };
+    let has_gate = |pod: &Pod| {
+        let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+        gates.into_iter().any(|gate| gate.condition_type.starts_with(BALANCER_GATE_PREFIX))
+    };
+    let living = pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+    living.filter(is_behind).find(|pod| !has_gate(pod)).map(ResourceExt::name_any)
 }
 
 fn assess_entrance(
@@ -124,10 +155,15 @@ fn assess_entrance(
 
 /// Addresses of a Service or of an Ingress.
 fn list_addresses(live: &Value) -> Result<String, String> {
-    let entries = live.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).into_iter().flatten();
-    let addresses: Vec<&str> =
-        entries.filter_map(|entry| entry["hostname"].as_str().or_else(|| entry["ip"].as_str())).collect();
+    let addresses = published_addresses(live);
     if addresses.is_empty() { Err("no address yet".to_owned()) } else { Ok(addresses.join(", ")) }
+}
+
+/// Addresses of the load balancer of a Service or of an Ingress, a DNS name before an IP address.
+pub(super) fn published_addresses(live: &Value) -> Vec<String> {
+    let entries = live.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).into_iter().flatten();
+    let text = |entry: &Value| entry["hostname"].as_str().or_else(|| entry["ip"].as_str()).map(str::to_owned);
+    entries.filter_map(text).collect()
 }
 
 /// Gateways that have accepted a route, or the words of the first one that has not.
@@ -167,4 +203,4 @@ pub fn keep_condition(cluster: &RealtimeCluster, kind: &'static str) -> Option<C
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -19,6 +19,7 @@ use super::cluster_probers::{ClusterProbers, ProberFindings};
 use super::conditions::{self, OWNED_CONDITIONS, StatusInputs, is_open, was_proven};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference;
+use super::external_routes::{ExternalInputs, plan_external_routes};
 use super::gate_times::{publish_interval_event, report_interval, round_up_seconds};
 use super::missing_identity::explain_missing_identity;
 use super::pod_admission::{self, AdmissionStep};
@@ -37,9 +38,9 @@ use crate::api::cluster::{GateStatus, PodReplacements, RealtimeClusterStatus, St
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::ServerKind;
 use crate::desired::render::{READINESS_GATE, TEMPLATE_ANNOTATION, template_mark};
-use crate::desired::{SecretTexts, decode_secret, estimate_rollout};
+use crate::desired::{DesiredObjects, SecretTexts, decode_secret, estimate_rollout};
 use crate::gate::GatePolicy;
-use crate::prober::{JourneyProof, ProbePlan};
+use crate::prober::{ExternalPlan, JourneyProof, ProbePlan, ServiceRoute, TlsTrust};
 use crate::process::readiness_annotation::ADMITTED_ANNOTATION;
 
 /// Time between two reconciles without an event; changed pods and findings of the prober trigger earlier ones.
@@ -228,7 +229,7 @@ async fn observe_and_admit(
     let live = context.live.pair_with_templates(cluster, &live);
     let pods: Vec<ServerPod> = live.iter().filter_map(|(pod, template)| reader.read(pod, template)).collect();
     let services = context.live.services_of(cluster);
-    let fingerprint = compute_fingerprint(known, built);
+    let fingerprint = compute_fingerprint(known, &built.desired);
     let passed = was_proven(known, &fingerprint);
     let inherited_max = context.inherited_evidence_max;
     let passed_ms = conditions::passed_ms(known).unwrap_or_default();
@@ -285,9 +286,10 @@ async fn observe_and_admit(
 
 /// Digest of the templates, which name the Secrets that servers read at their start by content, and of the stream. Tags and
 /// intervals do not count.
-fn compute_fingerprint(known: &RealtimeClusterStatus, built: &RenderedCluster) -> String {
+#[must_use]
+pub fn compute_fingerprint(known: &RealtimeClusterStatus, desired: &DesiredObjects) -> String {
     let mut lines: Vec<String> = Vec::new();
-    for (server, deployment) in &built.desired.deployments {
+    for (server, deployment) in &desired.deployments {
         let template = template_mark(&deployment.spec.template, TEMPLATE_ANNOTATION).unwrap_or_default();
         lines.push(format!("{server} {template}"));
     }
@@ -324,16 +326,36 @@ async fn build_plan(
         Some(_) if plan.webhooks => Some(dereference::connect_stream(context, &valid.stream, &read.secrets).await?),
         _ => None,
     };
+    let paths = find_service_routes(&valid.name, services, pods, &plan.transports);
     Ok(ProbePlan {
         fingerprint,
         proof,
-        paths: find_service_routes(&valid.name, services, pods, &plan.transports),
+        external: plan_external(context, cluster, built, &paths),
+        paths,
         wanted_pods: count_wanted_pods(valid, &plan.transports),
         edges: edges.filter_map(|pod| pod.to_edge(valid, desired, &secrets)).collect(),
         dispatchers: dispatchers.iter().filter_map(|pod| pod.to_dispatcher(valid, desired, &secrets)).collect(),
         stream,
         policy: GatePolicy { inherited_evidence_max: context.inherited_evidence_max, ..plan.policy },
         ..plan
+    })
+}
+
+/// Plans the journeys through the load balancers, at the addresses that the status has of them.
+fn plan_external(
+    context: &ControllerContext,
+    cluster: &RealtimeCluster,
+    built: &RenderedCluster,
+    services: &[ServiceRoute],
+) -> ExternalPlan {
+    let endpoints = cluster.status.as_ref().and_then(|status| status.endpoints.as_ref());
+    plan_external_routes(&ExternalInputs {
+        gate: cluster.spec.gate.external,
+        exposures: &built.valid.exposures,
+        entrances: endpoints.map(|endpoints| endpoints.entrances.as_slice()).unwrap_or_default(),
+        services,
+        trust: TlsTrust::of_system().map_err(|error| error.to_string()),
+        source: context.own_address.to_string(),
     })
 }
 
@@ -357,6 +379,7 @@ async fn build_former_plan(
         fingerprint: "former templates".to_owned(),
         proof: JourneyProof::Never,
         paths: vec![],
+        external: ExternalPlan::default(),
         wanted_pods: BTreeMap::new(),
         edges,
         requested: None,

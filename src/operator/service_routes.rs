@@ -11,7 +11,7 @@ use kube::ResourceExt;
 
 use super::pods::ServerPod;
 use crate::config::ServerKind;
-use crate::prober::ServiceRoute;
+use crate::prober::{ClientAddress, ServiceRoute};
 use crate::protocol::Transport;
 
 /// Port of the Services that clients connect to.
@@ -34,9 +34,13 @@ pub fn find_service_routes(
         let (current, former): (Vec<_>, Vec<_>) = pods.iter().filter(behind).partition(|pod| pod.current);
         ServiceRoute {
             name: format!("Service {name}"),
-            public: SocketAddr::new(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), SERVICE_PORT),
+            public: ClientAddress::plain(SocketAddr::new(
+                address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+                SERVICE_PORT,
+            )),
             transports: transports.iter().copied().filter(|transport| transport.server_kind() == server).collect(),
             serving: address.is_some() && !current.is_empty() && former.is_empty(),
+            has_large_events: false,
         }
     };
     servers.into_iter().map(route).collect()
@@ -81,7 +85,8 @@ mod tests {
             ("it leads to a pod of both", there(), vec![both], "198.18.0.9:80 true"),
         ] {
             let found = find_service_routes("eu", &services, &pods, &[Transport::Websocket].into());
-            let routes: Vec<String> = found.iter().map(|route| format!("{} {}", route.public, route.serving)).collect();
+            let routes: Vec<String> =
+                found.iter().map(|route| format!("{} {}", route.public.target, route.serving)).collect();
             assert_eq!(routes, [expected], "{name}");
         }
     }

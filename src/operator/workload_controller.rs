@@ -15,9 +15,11 @@ use serde_json::{Map, Value, json};
 use super::account_settling::{is_settled, needs_settling};
 use super::context::{ControllerContext, SharedContext};
 use super::dereference::generated_secret_name;
-use super::exposure_status::{decide_exposed, keep_condition, list_endpoints};
+use super::entrance_addresses::list_entrances;
+use super::exposure_status::{decide_exposed, find_ungated_pod, keep_condition, list_endpoints};
 use super::finalizer;
 use super::foreign_fields::{ForeignField, find_foreign_fields, find_repairs};
+use super::gateways::read_gateways;
 use super::live_difference::needs_apply;
 use super::optional_children::{
     OptionalChildren, apply_optional_children, describe_object, extend_record, is_optional, prune_optional_children,
@@ -214,13 +216,17 @@ async fn reconcile_children(
     let deployments = apply_children(context, cluster, &rendered.desired).await?;
     let optional_children = prune_optional_children(context, cluster, recorded, &rendered.desired.children).await?;
     let update = summarize_rollout(&deployments);
+    let gateways = read_gateways(context, &rendered.valid).await;
+    let pods = context.live.pods_of(cluster);
+    let ungated = find_ungated_pod(&rendered.valid, pods.iter().map(|pod| &**pod));
+    let find = |kind: &str, name: &str| find_live_entrance(context, cluster, &optional, (kind, name));
     // The former image stays recorded until every pod has the new one: a manifest that names none returns to it.
     let recorded = rendered.read.recorded_image.clone().filter(|_| update.status != "True");
     Ok(ChildrenState::Applied(Box::new(AppliedChildren {
         update,
-        exposed: observe_entrances(context, cluster, &rendered.valid, &optional),
+        exposed: decide_exposed(&rendered.valid, &optional.refused, ungated.as_deref(), find),
         image: recorded.unwrap_or_else(|| rendered.valid.image.clone()),
-        endpoints: list_endpoints(&rendered.valid),
+        endpoints: list_endpoints(&rendered.valid, list_entrances(&rendered.valid, &gateways, find)),
         secret_copies: prune_secret_copies(context, cluster, &rendered.valid).await?,
         optional_children,
         published_hosts: desired::find_published_hosts(cluster),
@@ -228,22 +234,18 @@ async fn reconcile_children(
     })))
 }
 
-/// Observes the live objects of the entrances.
-fn observe_entrances(
+/// Finds the live object of an entrance by kind and name.
+fn find_live_entrance(
     context: &ControllerContext,
     cluster: &RealtimeCluster,
-    valid: &ValidCluster,
     optional: &OptionalChildren,
-) -> Option<ConditionUpdate> {
+    (kind, name): (&str, &str),
+) -> Option<Value> {
+    let is_kind = |live: &&DynamicObject| live.types.as_ref().is_some_and(|types| types.kind == kind);
+    let read = optional.live.iter().filter(is_kind).find(|live| live.name_any() == name);
     let namespace = cluster.namespace().unwrap_or_default();
-    decide_exposed(valid, &optional.refused, |kind, name| {
-        let read = optional
-            .live
-            .iter()
-            .find(|live| live.name_any() == name && live.types.as_ref().is_some_and(|types| types.kind == kind));
-        let watched = context.live.children(kind).and_then(|index| index.get(&namespace, name));
-        serde_json::to_value(read.or(watched.as_deref())?).ok()
-    })
+    let watched = context.live.children(kind).and_then(|index| index.get(&namespace, name));
+    serde_json::to_value(read.or(watched.as_deref())?).ok()
 }
 
 /// Names the children that an apply would create, change or delete.

@@ -34,6 +34,7 @@ pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: 
     CoverageTargets {
         tour_rounds: plan.transports.iter().map(tour).collect(),
         paths: paths.collect(),
+        external: plan.external.targets(),
         wanted_pods: plan.wanted_pods.clone(),
         transports: plan.transports.clone(),
         pods: pods.collect(),

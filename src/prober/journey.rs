@@ -1,7 +1,7 @@
 //! One journey: what a customer's event goes through, hop by hop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::clients::client::{ProbeClient, is_member_added_for};
 use super::clients::link::BrokenHop;
+use super::clients::target::{SessionTarget, resolve_targets};
 use super::diagnose::{MissingWebhook, diagnose_missing_webhook};
 use super::expected_webhooks::{CLIENT_EVENT_NAME, webhooks_of_joining, webhooks_of_leaving};
+use super::http_publish::{HttpPublish, PUBLISHED_EVENT_NAME, publish_over_http};
 use super::nonce::JourneyChannels;
 use super::observe::PodObserver;
 use super::progress::{HopCallback, HopResult};
@@ -23,12 +25,10 @@ use crate::kinesis::Shard;
 use crate::process::clock;
 use crate::protocol::frame::ServerMessage;
 use crate::protocol::record::EventKind;
-use crate::protocol::{AppId, ShardId, Transport, rest};
+use crate::protocol::{AppId, ShardId, Transport};
 
 /// The event a server sends for a cache channel without a last event.
 const CACHE_MISS_EVENT_NAME: &str = "pusher:cache_miss";
-/// The event that is published through the HTTP API.
-const PUBLISHED_EVENT_NAME: &str = "probe-published";
 
 /// Longest that another session may take to connect, so that a dead neighbour costs little.
 const COMPANION_TIMEOUT: Duration = Duration::from_secs(3);
@@ -66,6 +66,8 @@ struct Companion {
     client: ProbeClient,
     /// Whether clients reach the pod: only then is a failure measured wrong.
     admitted: bool,
+    /// The address of the pod.
+    public: SocketAddr,
 }
 
 /// Which way one journey goes.
@@ -77,6 +79,8 @@ pub(super) struct JourneyRoute {
     /// Entry points for the second session.
     pub companions: Companions,
     pub channels: JourneyChannels,
+    /// Number of the journey, by which the addresses of a load balancer take turns.
+    pub turn: usize,
     /// Open shards, as last listed.
     pub shards: Arc<Vec<Shard>>,
     /// The stream whose records pass through the shards.
@@ -166,11 +170,13 @@ async fn run_hops(
 ) -> Result<(ProbeClient, BTreeSet<IpAddr>), BrokenHop> {
     let (plan, entrance, channels) = (&context.plan, &route.entrance, &route.channels);
     let deadline = Instant::now() + plan.policy.timeout;
-    let address = (entrance.name.as_str(), entrance.public);
-    let mut client = ProbeClient::connect(address, route.transport, &plan.app, |hop| log.record_passed(hop)).await?;
+    let targets = resolve_targets(&entrance.name, &entrance.public, entrance.is_external).await?;
+    let first = route.turn % targets.len();
+    let mut client =
+        ProbeClient::connect(&targets[first], route.transport, &plan.app, |hop| log.record_passed(hop)).await?;
 
     if entrance.admin.is_none() {
-        open_extra_sessions(context, route).await?;
+        open_extra_sessions(context, route, &targets).await?;
     }
 
     client.subscribe(&plan.app, &channels.private, None, deadline).await?;
@@ -180,7 +186,8 @@ async fn run_hops(
     log.record_passed(Hop::Subscribe);
 
     let companion = join_companion(context, route).await?;
-    client.send_client_event(&channels.presence, CLIENT_EVENT_NAME, &channels.client_event_payload()).await?;
+    let sent = client.send_client_event(&channels.presence, CLIENT_EVENT_NAME, &channels.client_event_payload()).await;
+    sent.map_err(|error| explain_large_event(error, channels))?;
     log.record_passed(Hop::Publish);
 
     match companion {
@@ -198,11 +205,28 @@ async fn run_hops(
     Ok((client, senders))
 }
 
-/// Several sessions over connections of their own, all of which must come up.
-async fn open_extra_sessions(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
-    let address = (route.entrance.name.as_str(), route.entrance.public);
-    let open = || ProbeClient::connect(address, route.transport, &context.plan.app, |_| {});
-    futures::future::try_join_all((0..EXTRA_SESSIONS_COUNT).map(|_| open())).await.map(drop)
+/// Names the web ACL that refuses large bodies as a possible cause.
+fn explain_large_event(broken: BrokenHop, channels: &JourneyChannels) -> BrokenHop {
+    if channels.padding_bytes == 0 {
+        return broken;
+    }
+    let detail = format!(
+        "{}; the event has {} bytes, and the rule SizeRestrictions_BODY of a web ACL refuses bodies above 8 KB",
+        broken.detail, channels.padding_bytes
+    );
+    BrokenHop { detail, ..broken }
+}
+
+/// Several sessions over connections of their own, all of which must come up: through a Service, which may lead each to
+/// another pod, and at every address of a load balancer.
+async fn open_extra_sessions(
+    context: &JourneyContext,
+    route: &JourneyRoute,
+    targets: &[SessionTarget],
+) -> Result<(), BrokenHop> {
+    let count = if route.entrance.is_external { targets.len().min(EXTRA_SESSIONS_COUNT) } else { EXTRA_SESSIONS_COUNT };
+    let open = |target| ProbeClient::connect(target, route.transport, &context.plan.app, |_| {});
+    futures::future::try_join_all(targets.iter().cycle().take(count).map(open)).await.map(drop)
 }
 
 /// A channel that keeps its last event and has none says so to who comes.
@@ -230,9 +254,10 @@ async fn join_companion(context: &JourneyContext, route: &JourneyRoute) -> Resul
     for (transport, pod) in pods.iter().take(COMPANION_ATTEMPTS_MAX) {
         let deadline = Instant::now() + COMPANION_TIMEOUT;
         let app = &context.plan.app;
-        let connect = ProbeClient::connect((COMPANION_NAME, pod.public), *transport, app, |_| {});
+        let target = SessionTarget::of_pod(COMPANION_NAME, pod.public);
+        let connect = ProbeClient::connect(&target, *transport, app, |_| {});
         let Ok(Ok(client)) = timeout_at(deadline, connect).await else { continue };
-        let mut companion = Companion { client, admitted: pod.admitted };
+        let mut companion = Companion { client, admitted: pod.admitted, public: pod.public };
         match join_presence(context, route, &mut companion, deadline).await {
             Ok(()) => return Ok(Some(companion)),
             Err(broken) if pod.admitted => return Err(broken),
@@ -302,7 +327,15 @@ async fn check_fan_out(
         error = refused => return Err(error),
     };
     arrived.map_err(|error| companion.fan_out_failure(error, &missed("client event")))?;
-    publish_over_http(context, route).await?;
+    // Load balancers lead to no HTTP API: the second session's pod takes the publish then.
+    let own = entrance.public.target.to_string();
+    let publish = HttpPublish {
+        entrance: &entrance.name,
+        address: if entrance.is_external { companion.public.to_string() } else { own },
+        channel: &channels.presence,
+        timeout: context.plan.policy.timeout,
+    };
+    publish_over_http(&context.http, &context.plan.app, publish).await?;
     let published =
         companion.client.wait_for_event(deadline, hop, |message| message.event == PUBLISHED_EVENT_NAME).await;
     published.map_err(|error| companion.fan_out_failure(error, &missed("publish through the HTTP API")))?;
@@ -321,29 +354,6 @@ async fn check_fan_out(
         let failed = format!("{} did not announce that the member on {COMPANION_NAME} left", entrance.name);
         companion.fan_out_failure(error, &failed)
     })
-}
-
-/// Publishes through the HTTP API of the journey's pod.
-async fn publish_over_http(context: &JourneyContext, route: &JourneyRoute) -> Result<(), BrokenHop> {
-    let app = &context.plan.app;
-    let body = serde_json::json!({ "name": PUBLISHED_EVENT_NAME, "data": "{}", "channels": [route.channels.presence] })
-        .to_string();
-    let path = format!("/apps/{}/events", app.id);
-    let now = clock::now_ms() / 1000;
-    let query = rest::signed_query(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
-    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let url = format!("http://{}{path}?{}", route.entrance.public, pairs.join("&"));
-    let request = context.http.post(url).header("content-type", "application/json").body(body);
-    let request = request.timeout(context.plan.policy.timeout);
-    let rejected = |detail| BrokenHop::ambiguous(Hop::Publish, Reason::PublishRejected, detail);
-    let answer = request.send().await.map_err(|error| rejected(error.without_url().to_string()))?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(());
-    }
-    let text = answer.text().await.unwrap_or_default();
-    let detail = format!("the HTTP API of {} answered {status}: {}", route.entrance.name, text.trim());
-    Err(BrokenHop::decisive(Hop::Publish, Reason::PublishRejected, detail))
 }
 
 /// Hops 7 to 10: an authentic webhook of each event proves them all.

@@ -16,6 +16,9 @@ use crate::gate::{GatePolicy, Journey};
 use crate::process::clock;
 use crate::protocol::{ShardId, Transport};
 
+/// Size of an event that a web ACL of AWS with `SizeRestrictions_BODY` refuses: it inspects 8 KB.
+const LARGE_EVENT_BYTES: usize = 9 * 1024;
+
 impl JourneySchedule {
     /// Observes every pod, in a separate task.
     pub(super) fn observe_pods(&self) {
@@ -106,9 +109,11 @@ impl JourneySchedule {
     }
 
     pub(super) fn find_entrance(&self, name: &str) -> Option<Entrance> {
-        let ProbePlan { edges, paths, .. } = &*self.context.plan;
+        let ProbePlan { edges, paths, external, .. } = &*self.context.plan;
         let edge = edges.iter().find(|edge| edge.pod == name).map(Entrance::from);
-        edge.or_else(|| paths.iter().find(|path| path.name == name).map(Entrance::from))
+        let path = || paths.iter().find(|path| path.name == name).map(Entrance::from);
+        let external = || external.active_routes().find(|path| path.name == name).map(Entrance::of_external);
+        edge.or_else(path).or_else(external)
     }
 
     pub(super) fn begin_journey(&mut self, transport: Transport, entrance: Entrance) {
@@ -120,12 +125,16 @@ impl JourneySchedule {
 
     pub(super) fn launch_journey(&mut self, transport: Transport, entrance: Entrance) {
         let pair = (transport, entrance.name.clone());
-        let Some(channels) = self.choose_channels() else { return };
+        let Some(mut channels) = self.choose_channels() else { return };
+        if entrance.has_large_events {
+            channels.padding_bytes = LARGE_EVENT_BYTES;
+        }
         let route = JourneyRoute {
             transport,
             companions: self.find_companions(transport, &entrance),
             entrance,
             channels,
+            turn: self.journey_count,
             shards: self.shards.clone(),
             app: self.context.plan.app.id.clone(),
             fingerprint: self.context.plan.fingerprint.clone(),
@@ -209,7 +218,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::prober::ServiceRoute;
+    use crate::prober::{ClientAddress, ServiceRoute};
 
     /// Name, pods of the plan, pods that are up, entrance, and the companions.
     type CompanionCase<'a> = (&'a str, &'a [&'a EdgePod], &'a [&'a EdgePod], &'a Entrance, Option<&'a [&'a str]>);
@@ -232,7 +241,13 @@ mod tests {
         let (ws, sockjs) = (Transport::Websocket, Transport::XhrPolling);
         let (a, b) = (edge("a", ws, true), edge("b", sockjs, true));
         let (new, newer) = (edge("new", ws, false), edge("newer", sockjs, false));
-        let path = ServiceRoute { name: "path".into(), public: a.public, transports: vec![ws], serving: true };
+        let path = ServiceRoute {
+            name: "path".into(),
+            public: ClientAddress::plain(a.public),
+            transports: vec![ws],
+            serving: true,
+            has_large_events: false,
+        };
         let (of_a, of_new, of_path) = (Entrance::from(&a), Entrance::from(&new), Entrance::from(&path));
         let cases: [CompanionCase<'_>; 9] = [
             ("the only pod has none", &[&a], &[&a], &of_a, None),

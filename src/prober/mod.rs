@@ -7,11 +7,13 @@
 //! This room must not know the code of edge and dispatcher: it shares `protocol` with them and nothing else, so that it
 //! judges as a customer would.
 
+mod client_address;
 mod clients;
 mod coverage;
 mod diagnose;
 mod expected_webhooks;
 mod handle;
+mod http_publish;
 mod journey;
 mod journey_budget;
 mod launch;
@@ -29,6 +31,7 @@ mod scheduler;
 mod service_routes;
 
 pub use crate::desired::ProbeApp;
+pub use client_address::{ClientAddress, DialTarget, TlsTrust};
 pub use handle::{PodStanding, Prober};
 pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;
@@ -43,7 +46,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use crate::gate::{GatePolicy, RegistryHistory};
+use crate::api::cluster::ExternalGate;
+use crate::gate::{ExternalTargets, GatePolicy, RegistryHistory};
 use crate::kinesis;
 use crate::protocol::{Secret, Transport};
 
@@ -64,39 +68,96 @@ pub struct EdgePod {
     pub admitted: bool,
 }
 
-/// A way to the pods that clients take: a Service.
+/// A path of clients to the pods: a Service, or a load balancer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceRoute {
     /// The name that messages use.
     pub name: String,
     /// The address that clients connect to.
-    pub public: SocketAddr,
+    pub public: ClientAddress,
     /// The transports that the pods behind the Service serve.
     pub transports: Vec<Transport>,
     /// Whether an admitted pod is behind the Service. Until then no journey through it is expected to pass.
     pub serving: bool,
+    /// Whether events are larger than 8 KB, the size up to which a web ACL of AWS inspects a body.
+    pub has_large_events: bool,
 }
 
-/// The entry point of a journey: a pod or a Service.
+/// The paths through load balancers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExternalPlan {
+    /// Whether Ready waits for the paths; `None` if no load balancer of the manifest has a host.
+    pub gate: Option<ExternalGate>,
+    /// A path for each host and each published address.
+    pub routes: Vec<ServiceRoute>,
+    /// Load balancers without a published address, each with the cause.
+    pub pending: Vec<String>,
+    /// Address from which journeys begin, for a message.
+    pub source: String,
+}
+
+impl ExternalPlan {
+    /// The paths that the gate asks journeys for.
+    fn targets(&self) -> ExternalTargets {
+        let path = |route: &ServiceRoute| (route.name.clone(), route.transports.iter().copied().collect());
+        ExternalTargets {
+            gate: self.gate,
+            paths: self.active_routes().map(path).collect(),
+            pending: self.pending.clone(),
+            source: self.source.clone(),
+        }
+    }
+
+    /// The paths with journeys: none while the manifest switches them off.
+    fn active_routes(&self) -> impl Iterator<Item = &ServiceRoute> {
+        let is_active = self.gate.is_some_and(|gate| gate != ExternalGate::Disabled);
+        self.routes.iter().filter(move |_| is_active)
+    }
+}
+
+/// The entry point of a journey: a pod, a Service or a load balancer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entrance {
     /// The name that messages use.
     pub name: String,
     /// The address that clients connect to.
-    pub public: SocketAddr,
+    pub public: ClientAddress,
     /// The admin listener of the one pod that it is; `None` for a path, behind which there may be any.
     pub admin: Option<SocketAddr>,
+    /// Whether it is a load balancer.
+    pub is_external: bool,
+    /// Whether events are larger than 8 KB.
+    pub has_large_events: bool,
+}
+
+impl Entrance {
+    /// The entry point at a load balancer.
+    fn of_external(path: &ServiceRoute) -> Self {
+        Self { is_external: true, ..Self::from(path) }
+    }
 }
 
 impl From<&EdgePod> for Entrance {
     fn from(edge: &EdgePod) -> Self {
-        Self { name: edge.pod.clone(), public: edge.public, admin: Some(edge.admin) }
+        Self {
+            name: edge.pod.clone(),
+            public: ClientAddress::plain(edge.public),
+            admin: Some(edge.admin),
+            is_external: false,
+            has_large_events: false,
+        }
     }
 }
 
 impl From<&ServiceRoute> for Entrance {
     fn from(path: &ServiceRoute) -> Self {
-        Self { name: path.name.clone(), public: path.public, admin: None }
+        Self {
+            name: path.name.clone(),
+            public: path.public.clone(),
+            admin: None,
+            is_external: false,
+            has_large_events: path.has_large_events,
+        }
     }
 }
 
@@ -156,6 +217,8 @@ pub struct ProbePlan {
     pub edges: Vec<EdgePod>,
     /// Every way that clients take to them.
     pub paths: Vec<ServiceRoute>,
+    /// The paths through load balancers.
+    pub external: ExternalPlan,
     /// Every dispatcher pod of the cluster.
     pub dispatchers: Vec<DispatcherPod>,
     /// The app that journeys use.
@@ -186,6 +249,7 @@ impl ProbePlan {
             && self.webhooks == other.webhooks
             && self.edges == other.edges
             && self.paths == other.paths
+            && self.external == other.external
             && self.dispatchers == other.dispatchers
             && self.wanted_pods == other.wanted_pods
             && self.policy == other.policy

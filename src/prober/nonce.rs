@@ -29,13 +29,16 @@ pub(super) struct JourneyChannels {
     pub private: ChannelName,
     /// The presence channel, `presence-probe-…`.
     pub presence: ChannelName,
+    /// Bytes by which the payload of each event is longer than needed.
+    pub padding_bytes: usize,
 }
 
 impl JourneyChannels {
     /// The channels of a nonce; `None` if it is no part of a channel's name.
     pub fn new(nonce: &str) -> Option<Self> {
         let name = |kind: &str| ChannelName::parse(&format!("{kind}{NONCE_PREFIX}{nonce}")).ok();
-        Some(Self { nonce: nonce.to_owned(), private: name("private-cache")?, presence: name("presence")? })
+        let (private, presence) = (name("private-cache")?, name("presence")?);
+        Some(Self { nonce: nonce.to_owned(), private, presence, padding_bytes: 0 })
     }
 
     /// As whom the journey's own session is in the presence channel.
@@ -50,7 +53,10 @@ impl JourneyChannels {
 
     /// The payload of the client event.
     pub fn client_event_payload(&self) -> String {
-        format!("{{\"nonce\":\"{}\"}}", self.nonce)
+        match self.padding_bytes {
+            0 => format!("{{\"nonce\":\"{}\"}}", self.nonce),
+            bytes => format!("{{\"nonce\":\"{}\",\"padding\":\"{}\"}}", self.nonce, "x".repeat(bytes)),
+        }
     }
 
     /// The shard where records of a channel go.

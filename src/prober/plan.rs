@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use super::{JourneyProof, ProbePlan};
+use super::{ExternalPlan, JourneyProof, ProbePlan};
 use crate::desired::{GateSettings, ValidCluster};
 use crate::gate::{GatePolicy, RegistryHistory};
 use crate::protocol::Transport;
@@ -24,6 +24,7 @@ impl ProbePlan {
             wanted_pods: BTreeMap::new(),
             edges: vec![],
             paths: vec![],
+            external: ExternalPlan::default(),
             dispatchers: vec![],
             app: cluster.probe.clone(),
             registry: Arc::new(RwLock::new(RegistryHistory::of_registry(

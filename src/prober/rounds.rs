@@ -25,12 +25,16 @@ impl JourneySchedule {
         for (transport, entrance) in self.leading_paths() {
             self.begin_journey(transport, entrance);
         }
+        for (transport, entrance) in self.leading_external_paths() {
+            self.begin_journey(transport, entrance);
+        }
     }
 
     /// Number of journeys of one round of an open gate.
     pub(super) fn round_size(&self) -> usize {
         let plan = &self.context.plan;
-        let paths: usize = plan.paths.iter().map(|path| path.transports.len()).sum();
+        let paths = plan.paths.iter().chain(plan.external.active_routes());
+        let paths: usize = paths.map(|path| path.transports.len()).sum();
         let transports: BTreeSet<Transport> = plan.edges.iter().flat_map(|edge| edge.transports.clone()).collect();
         let pods = transports.iter().map(|transport| plan.count_pods(*transport));
         paths + pods.map(|pods| plan.policy.pods_per_round(pods)).sum::<usize>()
@@ -41,6 +45,14 @@ impl JourneySchedule {
         let now = Instant::now();
         let leading = self.context.plan.paths.iter().filter(|path| self.paths.is_expected_to_work(path, now));
         leading.flat_map(|path| path.transports.iter().map(move |of| (*of, Entrance::from(path)))).collect()
+    }
+
+    /// Every transport of every load balancer with pods behind it.
+    pub(super) fn leading_external_paths(&self) -> Vec<(Transport, Entrance)> {
+        let now = Instant::now();
+        let leading = self.context.plan.external.active_routes();
+        let leading = leading.filter(|path| self.paths.is_expected_to_work(path, now));
+        leading.flat_map(|path| path.transports.iter().map(move |of| (*of, Entrance::of_external(path)))).collect()
     }
 
     /// Starts journeys through pods that wait for admission as soon as they are up, since this paces a rollout.

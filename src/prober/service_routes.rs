@@ -21,10 +21,10 @@ pub(super) struct RouteTracker {
 
 impl RouteTracker {
     /// Takes down which paths have pods behind them.
-    pub fn update(&mut self, paths: &[ServiceRoute], now: Instant) {
+    pub fn update<'a>(&mut self, paths: impl IntoIterator<Item = &'a ServiceRoute>, now: Instant) {
         let since = |path: &ServiceRoute| self.serving_since.get(&path.name).copied().unwrap_or(now);
         self.serving_since =
-            paths.iter().filter(|path| path.serving).map(|path| (path.name.clone(), since(path))).collect();
+            paths.into_iter().filter(|path| path.serving).map(|path| (path.name.clone(), since(path))).collect();
     }
 
     /// Whether a path must lead somewhere by now.
@@ -36,14 +36,16 @@ impl RouteTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prober::ClientAddress;
 
     #[test]
     fn a_path_is_expected_to_lead_somewhere_a_moment_after_the_first_pod() {
         let path = |serving| ServiceRoute {
             name: "Service eu-websocket".to_owned(),
-            public: ([127, 0, 0, 1], 1).into(),
+            public: ClientAddress::plain(([127, 0, 0, 1], 1).into()),
             transports: vec![],
             serving,
+            has_large_events: false,
         };
         let (mut paths, start) = (RouteTracker::default(), Instant::now());
         paths.update(&[path(false)], start);

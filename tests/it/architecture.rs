@@ -67,7 +67,7 @@ const CLIENTS: &[Client] = &[
     (&["kube::Api", "kube::api::Api"], &["kubernetes", "operator", "cli"]),
     (&["reqwest"], &["prober", "rehearsal"]),
     (&["hickory_resolver"], &["dispatcher"]),
-    (&["tokio_rustls"], &["dispatcher"]),
+    (&["tokio_rustls"], &["dispatcher", "prober"]),
     (
         &[
             "tokio_tungstenite::client_async",

@@ -3,11 +3,14 @@
 mod architecture;
 #[cfg(feature = "bench")]
 mod bench;
+mod certificates;
 mod cli;
 #[cfg(feature = "rehearsal")]
 mod dispatcher;
 #[cfg(feature = "rehearsal")]
 mod edge;
+#[cfg(feature = "rehearsal")]
+mod external_path;
 #[cfg(feature = "rehearsal")]
 mod fault_proxy;
 mod faults;

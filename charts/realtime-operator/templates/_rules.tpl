@@ -98,6 +98,10 @@ does not exist. */}}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, create, patch, delete]
+# Checked where the API server has the kind, by name: addresses of Gateways, for journeys through them.
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [gateways]
+  verbs: [get]
 # Checked where the API server has the kind, by name: policies of Envoy Gateway.
 - apiGroups: [gateway.envoyproxy.io]
   resources: [backendtrafficpolicies]

@@ -169,5 +169,14 @@ impl Exposure {
     }
 }
 
+/// Whether the controller of the load balancer can inject readiness gates into pods: EKS Auto Mode has none.
+#[must_use]
+pub fn has_injected_gates(exposure: &Exposure) -> bool {
+    match &exposure.entrance {
+        Entrance::Nlb(aws) | Entrance::Alb(aws, _) => aws.controller == AwsController::LoadBalancerController,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gate::{ConfigDrift, CoverageTargets, GatePolicy, Journey, JourneyOutcome, RestoredProof};
+use crate::gate::{ConfigDrift, CoverageTargets, ExternalTargets, GatePolicy, Journey, JourneyOutcome, RestoredProof};
 
 const SERVED: [Transport; 3] = [Transport::Websocket, Transport::XhrStreaming, Transport::XhrPolling];
 
@@ -17,6 +17,7 @@ fn test_targets() -> CoverageTargets {
         wanted_pods: BTreeMap::new(),
         tour_rounds: BTreeMap::new(),
         paths: BTreeMap::new(),
+        external: ExternalTargets::default(),
         processes: ["eu-websocket-0".to_owned(), "eu-sockjs-0".to_owned(), "eu-dispatcher-0".to_owned()].into(),
         newcomers: BTreeSet::new(),
         webhooks: true,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::gate::ExternalVerdict;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use proptest::prelude::*;
 
@@ -39,6 +40,7 @@ fn verdict(phase: GatePhase, reason: Reason) -> Verdict {
         reason,
         message: "the verdict".to_owned(),
         transports: vec![],
+        external: None,
     }
 }
 
@@ -520,4 +522,44 @@ fn a_suspended_cluster_is_as_ready_as_its_journeys_say_and_nothing_is_in_progres
         assert_eq!(decision.conditions.iter().find(is_progress), None, "{name}");
         assert_eq!(decision.gate.proving_since, None, "{name}: the deadline does not run");
     }
+}
+
+#[test]
+fn the_condition_of_paths_from_outside_is_that_of_the_verdict_and_outlives_it_for_what_was_proven() {
+    let external = |status, reason| ExternalVerdict { status, reason, message: "m".to_owned() };
+    let with = |external: Option<ExternalVerdict>| Verdict { external, ..verdict(GatePhase::Open, Reason::Proven) };
+    let known = |status: &str, reason: &str| vec![condition("ExternalPathProven", status, reason, 1)];
+    let found = |conditions: Vec<Condition>, gate: Option<GateStatus>, fingerprint: &str, verdict: Option<&Verdict>| {
+        let known = RealtimeClusterStatus { conditions, gate, ..RealtimeClusterStatus::default() };
+        let decision = decide_status(&StatusInputs { verdict, fingerprint, ..inputs(&known) });
+        let found = decision.conditions.into_iter().find(|update| update.kind == "ExternalPathProven");
+        found.map(|found| (found.status, found.reason))
+    };
+    let unreachable = with(Some(external("Unknown", Reason::NotReachableFromHere)));
+    let (is_proven, is_wrong) = (("True", Reason::Proven), ("False", Reason::WrongCluster));
+    for (name, result, expected) in [
+        ("no load balancer", found(vec![], None, "f1", Some(&with(None))), None),
+        ("none any more", found(known("True", "Proven"), proven("f1"), "f1", Some(&with(None))), None),
+        (
+            "the verdict's",
+            found(vec![], None, "f1", Some(&unreachable)),
+            Some(("Unknown", Reason::NotReachableFromHere)),
+        ),
+        ("a new leader without a verdict", found(known("True", "Proven"), proven("f1"), "f1", None), Some(is_proven)),
+        ("no observation", found(known("False", "WrongCluster"), proven("f1"), "", None), Some(is_wrong)),
+        (
+            "what runs now was never proven",
+            found(known("True", "Proven"), proven("f1"), "f2", Some(&unreachable)),
+            Some(("Unknown", Reason::Proving)),
+        ),
+        ("nothing is known", found(vec![], None, "f1", None), None),
+    ] {
+        assert_eq!(result, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_required_load_balancer_without_an_address_is_the_reason_of_ready() {
+    let waiting = verdict(GatePhase::Proving, Reason::LoadBalancerPending);
+    assert_eq!(summary(well(), None, None, None, Some(&waiting)), "Unknown/LoadBalancerPending reconciling");
 }

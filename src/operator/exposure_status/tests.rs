@@ -6,7 +6,7 @@ use super::*;
 use crate::api::fixture::applied_cluster;
 use crate::desired::{ClusterInputs, SecretTexts, ServerImage, generate_all_credentials, validate};
 
-fn cluster(extra: &str) -> ValidCluster {
+pub(in crate::operator) fn cluster(extra: &str) -> ValidCluster {
     let cluster = applied_cluster(&format!("  trustedProxies: [10.0.0.0/16]\n{extra}"));
     let generate = |purpose: &str| format!("generated-{purpose}");
     validate(&ClusterInputs {
@@ -25,7 +25,7 @@ fn cluster(extra: &str) -> ValidCluster {
 
 #[test]
 fn the_options_of_pusher_js_name_the_hosts_and_ports_of_both_servers() {
-    let of = |extra: &str| serde_json::to_value(list_endpoints(&cluster(extra))).expect("JSON");
+    let of = |extra: &str| serde_json::to_value(list_endpoints(&cluster(extra), vec![])).expect("JSON");
     let plain = of("");
     assert_eq!(plain["websocket"], "eu-websocket.channels.svc:80");
     assert_eq!(plain["api"], "http://eu-websocket.channels.svc:80");
@@ -58,7 +58,7 @@ fn the_options_of_pusher_js_name_the_hosts_and_ports_of_both_servers() {
 fn an_entrance_is_pending_until_it_has_an_address() {
     let decide = |extra: &str, refused: &[&str], live: Value| {
         let refused: Vec<String> = refused.iter().map(|line| (*line).to_owned()).collect();
-        let found = decide_exposed(&cluster(extra), &refused, |_, _| Some(live.clone()))?;
+        let found = decide_exposed(&cluster(extra), &refused, None, |_, _| Some(live.clone()))?;
         Some((found.status, found.reason, found.message))
     };
     let some = |status, reason, message: &str| Some((status, reason, message.to_owned()));
@@ -91,6 +91,43 @@ fn an_entrance_is_pending_until_it_has_an_address() {
     }
     let missing = "HTTPRoute eu-websocket of gateway.networking.k8s.io/v1: not found";
     assert_eq!(decide(gateway, &[missing], json!({})), some("False", Reason::ExposureUnavailable, missing));
+}
+
+#[test]
+fn a_pod_without_the_readiness_gate_of_its_load_balancer_is_reported() {
+    let balancer = |controller: &str| {
+        format!(
+            "  websocket: {{ hosts: [a.test], tls: {{ acmCertificateARN: 'arn:aws:acm:x' }}, expose: {{ type: EKSNLB, controller: {controller}, scheme: InternetFacing }} }}\n"
+        )
+    };
+    let pod = |name: &str, server: &str, gates: &[&str], leaves: bool| -> Pod {
+        let gates: Vec<Value> = gates.iter().map(|gate| json!({ "conditionType": gate })).collect();
+        let mut pod = json!({
+            "metadata": { "name": name, "labels": { COMPONENT_LABEL: server } },
+            "spec": { "containers": [], "readinessGates": gates },
+        });
+        if leaves {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        serde_json::from_value(pod).expect("a pod")
+    };
+    let own = "realtime-operator.dev/webhooks-delivered";
+    let injected = "target-health.elbv2.k8s.aws/k8s-channels-eu";
+    let controller = balancer("AWSLoadBalancerController");
+    for (name, manifest, pods, expected) in [
+        ("every pod has it", &controller, vec![pod("a", "websocket", &[own, injected], false)], None),
+        ("one has not", &controller, vec![pod("a", "websocket", &[own], false)], Some("a")),
+        ("another server", &controller, vec![pod("a", "sockjs", &[own], false)], None),
+        ("a pod that leaves", &controller, vec![pod("a", "websocket", &[own], true)], None),
+        ("EKS Auto Mode has no gates", &balancer("EKSAutoMode"), vec![pod("a", "websocket", &[own], false)], None),
+    ] {
+        assert_eq!(find_ungated_pod(&cluster(manifest), &pods).as_deref(), expected, "{name}");
+    }
+    let address = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } } });
+    let found = decide_exposed(&cluster(&controller), &[], Some("eu-websocket-0"), |_, _| Some(address.clone()));
+    let found = found.expect("an entrance");
+    assert_eq!((found.status, found.reason), ("True", Reason::ReadinessGateMissing));
+    assert!(found.message.contains("eu-websocket-0 has no readiness gate"), "{}", found.message);
 }
 
 #[test]

@@ -1,19 +1,22 @@
 //! A client of one session, whatever the transport: connect, send, receive.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{BrokenHop, FRAME_QUEUE_LEN, FrameSender, InboundFrame, STEP_TIMEOUT, SendError};
+use super::target::SessionTarget;
 use super::{sockjs, websocket};
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::prober::ProbeApp;
 use crate::protocol::frame::{self, PresenceMember, ServerMessage};
 use crate::protocol::{ChannelName, Transport, signature};
+
+/// Close code for a key that the server does not know (Pusher protocol, 4000-4099).
+const UNKNOWN_KEY_CODE: u64 = 4001;
 
 /// A session that has received its socket id.
 pub(in crate::prober) struct ProbeClient {
@@ -35,19 +38,20 @@ impl Drop for ProbeClient {
 impl ProbeClient {
     /// Connects and reports each hop to `passed`.
     pub async fn connect(
-        (pod, address): (&str, SocketAddr),
+        target: &SessionTarget,
         transport: Transport,
         app: &ProbeApp,
         mut passed: impl FnMut(Hop),
     ) -> Result<Self, BrokenHop> {
+        let pod = &target.name;
         let (outbound, inbound, reader) = match transport {
-            Transport::Websocket => websocket::open(pod, address, app, &mut passed).await?,
-            Transport::SockjsWebsocket => sockjs::open_socket(pod, address, app, &mut passed).await?,
+            Transport::Websocket => websocket::open(target, app, &mut passed).await?,
+            Transport::SockjsWebsocket => sockjs::open_socket(target, app, &mut passed).await?,
             Transport::SockjsXhrStreaming | Transport::SockjsXhr | Transport::SockjsEventsource => {
-                sockjs::open(pod, address, transport, app, &mut passed).await?
+                sockjs::open(target, transport, app, &mut passed).await?
             }
             Transport::XhrStreaming | Transport::XhrPolling => {
-                super::fallback::open(pod, address, transport, app, &mut passed).await?
+                super::fallback::open(target, transport, app, &mut passed).await?
             }
         };
         let (unread, socket_id) = (VecDeque::new(), String::new());
@@ -59,6 +63,11 @@ impl ProbeClient {
             Some(id) if established.event == "pusher:connection_established" => id.clone_into(&mut client.socket_id),
             _ => {
                 let detail = format!("{pod} answered {} {}", established.event, established.data);
+                // The key of the journeys' app is this cluster's alone.
+                if target.is_external && established.data["code"].as_u64() == Some(UNKNOWN_KEY_CODE) {
+                    let detail = format!("{detail}: another cluster answers there");
+                    return Err(BrokenHop::decisive(Hop::Session, Reason::WrongCluster, detail));
+                }
                 return Err(BrokenHop::decisive(Hop::Session, Reason::SessionRefused, detail));
             }
         }
@@ -131,6 +140,10 @@ impl ProbeClient {
                 Err(SendError::UnknownSession) => {
                     let detail = format!("a send did not find its session at {}", self.pod);
                     Err(BrokenHop::decisive(hop, Reason::AffinityBroken, detail))
+                }
+                Err(SendError::Refused(status)) => {
+                    let detail = format!("{} refused a send with status {status}", self.pod);
+                    Err(BrokenHop::decisive(hop, reason, detail))
                 }
                 Err(SendError::Other(error)) => {
                     Err(BrokenHop::ambiguous(hop, reason, format!("a send to {} failed: {error}", self.pod)))

@@ -1,7 +1,5 @@
 //! The client of pusher-js's HTTP fallbacks: one receiver, and every send over a connection of its own.
 
-use std::net::SocketAddr;
-
 use rand::Rng;
 use reqwest::Method;
 use tokio::sync::mpsc;
@@ -9,24 +7,25 @@ use tokio::task::JoinHandle;
 
 use super::http_reader::{HttpDialect, POLL_TIMEOUT, receive_frames, skip_prelude};
 use super::link::{BrokenHop, FrameSender, HttpSession, InboundFrame, STEP_TIMEOUT};
-use super::websocket;
+use super::target::SessionTarget;
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::prober::ProbeApp;
 use crate::protocol::Transport;
 
 pub(in crate::prober) async fn open(
-    pod: &str,
-    address: SocketAddr,
+    target: &SessionTarget,
     transport: Transport,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
 ) -> Result<(FrameSender, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
-    drop(websocket::connect_socket(pod, address).await?);
+    let pod = &target.name;
+    drop(target.connect().await?);
     passed(Hop::Connect);
     let rejected = |detail| BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail);
-    let base = format!("http://{address}/pusher/app/{}/{}/{}", app.key, random_server_part(), random_session_part());
-    let session = HttpSession::open_pusher(base).map_err(|error| rejected(format!("no HTTP client: {error}")))?;
+    let path = format!("pusher/app/{}/{}/{}", app.key, random_server_part(), random_session_part());
+    let http = target.http_client().map_err(|error| rejected(format!("no HTTP client: {error}")))?;
+    let session = HttpSession::of_pusher(http, target.http_url(&path));
     send_preflight(&session).await.map_err(|error| rejected(format!("{pod} refused the CORS preflight: {error}")))?;
 
     let dialect = if transport == Transport::XhrStreaming { STREAMING_DIALECT } else { POLLING_DIALECT };

@@ -125,6 +125,7 @@ impl ResponseReader {
             Some(FallbackFrame::Heartbeat) => {
                 self.session.post_message("[]").await.map(|()| true).map_err(|error| match error {
                     SendError::UnknownSession => "the session is unknown".to_owned(),
+                    SendError::Refused(status) => format!("a heartbeat was refused with status {status}"),
                     SendError::Other(error) => error,
                 })
             }

@@ -68,6 +68,8 @@ pub(in crate::prober) enum InboundFrame {
 pub(in crate::prober) enum SendError {
     /// The server does not know the session: the send was routed to another pod than the receiving request.
     UnknownSession,
+    /// The server, or a web ACL in front of it, refuses the message itself.
+    Refused(StatusCode),
     /// Another error, as text.
     Other(String),
 }
@@ -81,9 +83,9 @@ pub(in crate::prober) struct HttpSession {
     counter: Option<Arc<AtomicU64>>,
 }
 
-/// The client of every session. No idle connection is kept, so that every request is a fresh one, as a load balancer
+/// The client of every session without a host. No idle connection is kept, so that every request is a fresh one, as a load balancer
 /// sees it; making a client takes longer than a session does.
-fn http_client() -> reqwest::Result<Http> {
+pub(super) fn shared_http_client() -> reqwest::Result<Http> {
     static SHARED_CLIENT: OnceLock<Http> = OnceLock::new();
     if let Some(client) = SHARED_CLIENT.get() {
         return Ok(client.clone());
@@ -94,13 +96,13 @@ fn http_client() -> reqwest::Result<Http> {
 
 impl HttpSession {
     /// A session of pusher-js's fallbacks, whose requests are numbered.
-    pub fn open_pusher(base: String) -> reqwest::Result<Self> {
-        Ok(Self { http: http_client()?, base, counter: Some(Arc::new(AtomicU64::new(1))) })
+    pub fn of_pusher(http: Http, base: String) -> Self {
+        Self { http, base, counter: Some(Arc::new(AtomicU64::new(1))) }
     }
 
     /// A session of `SockJS`, whose requests are plain.
-    pub fn open_sockjs(base: String) -> reqwest::Result<Self> {
-        Ok(Self { http: http_client()?, base, counter: None })
+    pub fn of_sockjs(http: Http, base: String) -> Self {
+        Self { http, base, counter: None }
     }
 
     /// Posts one message and waits for the answer.
@@ -116,6 +118,7 @@ impl HttpSession {
         match answer.status() {
             status if status.is_success() => Ok(()),
             StatusCode::NOT_FOUND => Err(SendError::UnknownSession),
+            status @ (StatusCode::FORBIDDEN | StatusCode::PAYLOAD_TOO_LARGE) => Err(SendError::Refused(status)),
             status => Err(SendError::Other(format!("status {status}"))),
         }
     }

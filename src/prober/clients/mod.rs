@@ -8,4 +8,5 @@ mod fallback;
 mod http_reader;
 pub(super) mod link;
 mod sockjs;
+pub(super) mod target;
 mod websocket;

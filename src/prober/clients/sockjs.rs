@@ -3,8 +3,6 @@
 //! It differs from the client of pusher-js's own fallbacks in what the protocol differs in: the server is asked first what
 //! it can, the first message names the app, a long answer may end, and no frame is answered.
 
-use std::net::SocketAddr;
-
 use futures::StreamExt;
 use rand::Rng;
 use tokio::sync::mpsc;
@@ -16,6 +14,7 @@ use super::fallback::random_session_part;
 use super::http_reader::{HttpDialect, POLL_TIMEOUT, describe_invalid_frame, receive_frames, skip_prelude};
 use super::link::{BrokenHop, FrameSender, InboundFrame, STEP_TIMEOUT};
 use super::link::{HttpSession, SendError};
+use super::target::SessionTarget;
 use super::websocket::{self, SocketFraming};
 use crate::api::Reason;
 use crate::gate::Hop;
@@ -42,13 +41,13 @@ fn session_path() -> String {
 
 /// Opens a session over WebSocket.
 pub(in crate::prober) async fn open_socket(
-    pod: &str,
-    address: SocketAddr,
+    target: &SessionTarget,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
 ) -> Result<OpenedSession, BrokenHop> {
-    let mut socket =
-        websocket::upgrade_request(pod, address, &format!("pusher/{}/websocket", session_path()), passed).await?;
+    let pod = &target.name;
+    let path = format!("pusher/{}/websocket", session_path());
+    let mut socket = websocket::upgrade_request(target, &path, passed).await?;
     match timeout(STEP_TIMEOUT, socket.next()).await {
         Ok(Some(Ok(Message::Text(text)))) if text.as_str() == "o" => {}
         Ok(Some(Ok(other))) => return Err(rejected_hop(format!("{pod} sent `{other}` instead of an open frame"))),
@@ -77,19 +76,19 @@ pub(in crate::prober) async fn open_socket(
 
 /// Opens a session over HTTP.
 pub(in crate::prober) async fn open(
-    pod: &str,
-    address: SocketAddr,
+    target: &SessionTarget,
     transport: Transport,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
 ) -> Result<OpenedSession, BrokenHop> {
-    drop(websocket::connect_socket(pod, address).await?);
+    let pod = &target.name;
+    drop(target.connect().await?);
     passed(Hop::Connect);
-    let base = format!("http://{address}/pusher");
-    let no_client = |error| rejected_hop(format!("no HTTP client: {error}"));
-    let server = HttpSession::open_sockjs(base.clone()).map_err(no_client)?;
+    let base = target.http_url("pusher");
+    let http = target.http_client().map_err(|error| rejected_hop(format!("no HTTP client: {error}")))?;
+    let server = HttpSession::of_sockjs(http.clone(), base.clone());
     fetch_info(&server).await.map_err(|error| rejected_hop(format!("{pod} does not say what it can: {error}")))?;
-    let session = HttpSession::open_sockjs(format!("{base}/{}", session_path())).map_err(no_client)?;
+    let session = HttpSession::of_sockjs(http, format!("{base}/{}", session_path()));
     let received = receive_frames(session.clone(), http_dialect(transport)).await;
     let (inbound, task) = received.map_err(|error| rejected_hop(format!("{pod} {error}")))?;
     passed(Hop::Handshake);
@@ -99,6 +98,10 @@ pub(in crate::prober) async fn open(
             SendError::UnknownSession => {
                 let detail = format!("a send did not find its session at {pod}");
                 BrokenHop::decisive(Hop::Session, Reason::AffinityBroken, detail)
+            }
+            SendError::Refused(status) => {
+                let detail = format!("{pod} refused the first message with status {status}");
+                BrokenHop::decisive(Hop::Session, Reason::SessionRefused, detail)
             }
             SendError::Other(error) => {
                 let detail = format!("{pod} was not told which app: {error}");

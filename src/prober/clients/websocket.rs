@@ -1,9 +1,6 @@
 //! The client of the WebSocket transport.
 
-use std::net::SocketAddr;
-
 use futures::{SinkExt, StreamExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -11,18 +8,18 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::link::{BrokenHop, FRAME_QUEUE_LEN, FrameSender, InboundFrame, STEP_TIMEOUT};
+use super::target::{ClientStream, SessionTarget};
 use crate::api::Reason;
 use crate::gate::Hop;
 use crate::prober::ProbeApp;
 
 pub(in crate::prober) async fn open(
-    pod: &str,
-    address: SocketAddr,
+    target: &SessionTarget,
     app: &ProbeApp,
     passed: &mut impl FnMut(Hop),
 ) -> Result<(FrameSender, mpsc::Receiver<InboundFrame>, JoinHandle<()>), BrokenHop> {
     let path = format!("app/{}?protocol=7&client=probe&version={}", app.key, env!("CARGO_PKG_VERSION"));
-    let socket = upgrade_request(pod, address, &path, passed).await?;
+    let socket = upgrade_request(target, &path, passed).await?;
     passed(Hop::Handshake);
     let plain = SocketFraming { write: |message| message, read: |text| vec![InboundFrame::Message(text.to_owned())] };
     Ok(pump_frames(socket, plain))
@@ -38,18 +35,17 @@ pub(in crate::prober) struct SocketFraming {
 }
 
 /// A socket that was upgraded.
-pub(in crate::prober) type ClientSocket = WebSocketStream<TcpStream>;
+pub(in crate::prober) type ClientSocket = WebSocketStream<ClientStream>;
 
 /// Connects and upgrades to a WebSocket.
 pub(in crate::prober) async fn upgrade_request(
-    pod: &str,
-    address: SocketAddr,
+    target: &SessionTarget,
     path: &str,
     passed: &mut impl FnMut(Hop),
 ) -> Result<ClientSocket, BrokenHop> {
-    let stream = connect_socket(pod, address).await?;
+    let stream = target.connect().await?;
     passed(Hop::Connect);
-    let url = format!("ws://{address}/{path}");
+    let (pod, url) = (&target.name, target.socket_url(path));
     let rejected = |detail| BrokenHop::ambiguous(Hop::Handshake, Reason::HandshakeRejected, detail);
     let (socket, _) = timeout(STEP_TIMEOUT, tokio_tungstenite::client_async(url, stream))
         .await
@@ -99,13 +95,4 @@ pub(in crate::prober) fn pump_frames(
         }
     });
     (FrameSender::Websocket(outbound), inbound, task)
-}
-
-/// Opens a TCP connection: the first hop of every transport.
-pub(in crate::prober) async fn connect_socket(pod: &str, address: SocketAddr) -> Result<TcpStream, BrokenHop> {
-    let unreachable = |detail| BrokenHop::ambiguous(Hop::Connect, Reason::EdgeUnreachable, detail);
-    timeout(STEP_TIMEOUT, TcpStream::connect(address))
-        .await
-        .map_err(|_| unreachable(format!("no connection to {pod} at {address} in {} s", STEP_TIMEOUT.as_secs())))?
-        .map_err(|error| unreachable(format!("no connection to {pod} at {address}: {error}")))
 }

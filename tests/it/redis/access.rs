@@ -1,59 +1,31 @@
 //! TLS, users and settings of Redis: each fault is reported with its remedy.
 
-use std::process::Command;
-
 use fred::interfaces::{ConfigInterface, KeysInterface};
 
 use super::crash::a_process_dies;
 use super::server::store_arguments;
 use super::*;
+use crate::certificates::Authority;
 
-/// An authority and what it signs, made by openssl in a directory of their own.
-struct Authority {
-    files: tempfile::TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let new = Self { files: tempfile::tempdir().expect("a directory") };
-        new.openssl(&["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt"]);
-        new
-    }
-
-    fn openssl(&self, arguments: &[&str]) {
-        let key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"];
-        let made = Command::new("openssl").args(key).args(arguments).current_dir(self.files.path()).output();
-        let made = made.expect("openssl is not installed: apt-get install openssl");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    }
-
-    fn text(&self) -> String {
-        std::fs::read_to_string(self.files.path().join("ca.crt")).expect("read")
-    }
-
-    /// A server that shows a certificate for these names, and its port with TLS.
-    async fn server(&self, names: &str) -> (Redis, u16) {
-        let files = tempfile::tempdir().expect("a directory");
-        let file = |name: &str| files.path().join(name).display().to_string();
-        let (key, certificate, names) = (file("redis.key"), file("redis.crt"), format!("subjectAltName={names}"));
-        let signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-addext", "basicConstraints=critical,CA:FALSE"];
-        let own = ["-subj", "/CN=redis", "-addext", &names, "-keyout", &key, "-out", &certificate];
-        self.openssl(&[&signed[..], &own].concat());
-        let (redis, [_, tls_port]) = Redis::start_with_ports(files, |[port, tls_port]: [u16; 2]| {
-            let tls_port = tls_port.to_string();
-            let tls = ["--tls-port", &tls_port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
-            store_arguments(port, &[&tls[..], &["--tls-auth-clients", "no", "--appendonly", "no"]].concat())
-        })
-        .await;
-        (redis, tls_port)
-    }
+/// A server that shows a certificate for these names, and its port with TLS.
+async fn start_server(authority: &Authority, names: &str) -> (Redis, u16) {
+    let files = tempfile::tempdir().expect("a directory");
+    let (certificate, key) = authority.sign(files.path(), "redis", names);
+    let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+    let (redis, [_, tls_port]) = Redis::start_with_ports(files, |[port, tls_port]: [u16; 2]| {
+        let tls_port = tls_port.to_string();
+        let tls = ["--tls-port", &tls_port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+        store_arguments(port, &[&tls[..], &["--tls-auth-clients", "no", "--appendonly", "no"]].concat())
+    })
+    .await;
+    (redis, tls_port)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_is_reached_over_tls_if_a_trusted_authority_signed_its_certificate() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let (_redis, port) = authority.server("DNS:localhost,IP:127.0.0.1").await;
-    let (_elsewhere, other_port) = authority.server("DNS:redis.example").await;
+    let (_redis, port) = start_server(&authority, "DNS:localhost,IP:127.0.0.1").await;
+    let (_elsewhere, other_port) = start_server(&authority, "DNS:redis.example").await;
     let (text, others) = (authority.text(), other.text());
     let url = format!("rediss://localhost:{port}");
     // As a bundle, of which only one is needed.
