@@ -9,6 +9,7 @@ mod bench;
 mod check;
 mod cluster_api;
 mod cost;
+mod diff;
 mod files;
 mod fleet;
 pub mod iam;
@@ -77,6 +78,7 @@ enum Command {
     Operator(operator::Arguments),
     Check(check::Arguments),
     Cost(cost::Arguments),
+    Diff(diff::Arguments),
     Iam(iam::Arguments),
     Status(status::Arguments),
     Tail(tail::Arguments),
@@ -124,6 +126,7 @@ pub fn main() -> ExitCode {
             Command::Operator(arguments) => operator::run(arguments).await,
             Command::Check(arguments) => check::run(arguments).await,
             Command::Cost(arguments) => cost::run(&arguments),
+            Command::Diff(arguments) => diff::run(arguments).await,
             Command::Iam(arguments) => iam::run(&arguments),
             Command::Status(arguments) => status::run(arguments).await,
             Command::Tail(arguments) => tail::run(arguments).await,

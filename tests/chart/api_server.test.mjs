@@ -1,12 +1,13 @@
 // The charts on an API server: installed, upgraded, removed and taken over, and the operator with the permissions they grant.
 import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { apply, applyCrds, BINARIES, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as NAMESPACE, wait } from "../cluster/harness.mjs";
+import { apply, applyCrds, BINARIES, DIR, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as NAMESPACE, realtime, wait } from "../cluster/harness.mjs";
 import { refusedRequests } from "../cluster/permissions.mjs";
 import { applyMonitoringCrds, chartFolder, CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
-import { deleted, reconciled, runOperator, startStreams, withOperator } from "./operator.mjs";
+import { deleted, manifestsOf, reconciled, runOperator, startStreams, withOperator } from "./operator.mjs";
 import { readPermissions, unusedPermissions } from "./permissions.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
 
@@ -124,6 +125,43 @@ async function pruned(namespace, log) {
   }, { what: "the former copy of a Secret to be deleted", seen });
 }
 
+/** What `realtime diff` says of the manifests with these fields of the cluster: its exit code, its report and its errors. */
+async function difference(namespace, url, spec) {
+  const path = `${DIR}/pki/diff-${namespace}.yaml`;
+  writeFileSync(path, manifestsOf(namespace, url, spec).map((object) => JSON.stringify(object)).join("\n---\n"));
+  const { code, stdout, stderr } = await realtime("diff", path, "-o", "json");
+  return { code, report: stdout ? JSON.parse(stdout) : undefined, stderr };
+}
+
+/** Compares manifests with the cluster that the operator has reconciled; nothing is written. */
+async function compared(namespace, url) {
+  let same;
+  await wait(async () => {
+    same = await difference(namespace, url);
+    return same.code === 0;
+  }, { what: "no difference from the manifest that was applied", seen: () => JSON.stringify(same) });
+  assert.deepEqual([same.report.objects, same.report.replacesPodsOf, same.report.suspended], [[], [], false]);
+  assert.match(same.stderr, /does not serve gateway.networking.k8s.io\/v1: its objects are left out/);
+
+  const versions = async () => (await get("deployment,service,realtimecluster", namespace)).items.map(({ kind, metadata }) => `${kind}/${metadata.name} ${metadata.generation ?? metadata.resourceVersion}`);
+  const before = await versions();
+  const more = await difference(namespace, url, { gate: { intervalSeconds: 30 }, sockjs: { state: "Disabled" } });
+  assert.equal(more.code, 1, more.stderr);
+  const effects = new Map(more.report.objects.map(({ object, effect, fields }) => [object, { effect, fields }]));
+  const own = (name) => effects.get(`${name.replace(" ", ` ${namespace}/`)}`);
+  assert.deepEqual(own("RealtimeCluster eu").fields.find(({ field }) => field === "spec.gate.intervalSeconds"), { field: "spec.gate.intervalSeconds", live: 15, wanted: 30 });
+  assert.deepEqual(["Deployment eu-sockjs", "Service eu-sockjs", "Ingress eu-sockjs"].map((name) => own(name)?.effect), ["pruned", "pruned", "pruned"]);
+
+  const template = await difference(namespace, url, { websocket: { hosts: ["ws.example.com"], expose: { type: "Gateway", controller: "Other", parentRefs: [{ name: "public" }] }, priorityClassName: "system-cluster-critical" } });
+  assert.equal(template.code, 1, template.stderr);
+  assert.deepEqual([template.report.replacesPodsOf, template.report.provesAnew], [["eu-websocket"], true]);
+
+  const refused = await difference(namespace, url, { aws: { ...manifestsOf(namespace, url)[1].spec.aws, region: "us-east-1" } });
+  assert.equal(refused.code, 2);
+  assert.match(refused.stderr, /region is immutable/);
+  assert.deepEqual(await versions(), before, "nothing is written");
+}
+
 /** Permissions that only pods make the operator use: tests/cluster has them. */
 const OF_PODS = ["/pods patch", "/pods/status patch"];
 
@@ -138,6 +176,7 @@ for (const [name, values, watched, foreign] of [
     const streams = await startStreams();
     await withOperator(args, streams.url, async (log) => {
       await reconciled(watched, streams.url, log);
+      await compared(watched, streams.url);
       await pruned(watched, log);
       await deleted(watched);
     }).finally(streams.stop);
@@ -145,8 +184,8 @@ for (const [name, values, watched, foreign] of [
     const roles = await renderText("realtime-operator", { ...values, rbac: { userRoles: false } });
     assert.deepEqual(unusedPermissions(roles, OPERATOR_ACCOUNT, began), OF_PODS, "granted and not used");
     const excused = readPermissions(roles).filter(({ excused: is }) => is).map(({ permission }) => permission);
-    // 16 of them are for kinds of the Gateway API, which this API server lacks.
-    assert.ok(excused.length < 36 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
+    // 17 of them are for kinds of the Gateway API, which this API server lacks.
+    assert.ok(excused.length < 37 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
     const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${OPERATOR_ACCOUNT}`]).then(() => true, () => false);
     assert.equal(await may("get", "secrets", "-n", watched), true);
     assert.equal(await may("list", "secrets", "-n", watched), false, "Secrets are read by name");

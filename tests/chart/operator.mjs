@@ -52,17 +52,24 @@ export async function startStreams() {
   return { url: `http://127.0.0.1:${port}`, stop: () => streams.stop() };
 }
 
+/** An app and a cluster whose route has no kind on this API server. */
+export function manifestsOf(namespace, endpointURL, spec = {}) {
+  const aws = { region: "eu-west-1", endpointURL, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } } };
+  // No Gateway API is installed here: its route is a finding, and all else is applied.
+  const websocket = { ...CLUSTER_VALUES.spec.websocket, hosts: ["ws.example.com"], expose: { type: "Gateway", controller: "Other", parentRefs: [{ name: "public" }] } };
+  const sockjs = { ...CLUSTER_VALUES.spec.sockjs, hosts: ["sockjs.example.com"], expose: { type: "Ingress", controller: "Traefik" } };
+  const app = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "shop", namespace }, spec: { appID: "1001" } };
+  const webhooks = { stream: { mode: "Provisioned", shards: 2 } };
+  const cluster = { apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, websocket, sockjs, webhooks, ...spec } };
+  return [app, cluster];
+}
+
 /** Creates a cluster with its Secrets, and waits until the operator has applied its children. */
 export async function reconciled(namespace, endpointURL, log) {
   const secret = (name, stringData) => apply({ apiVersion: "v1", kind: "Secret", metadata: { name, namespace }, stringData });
   await secret("eu-redis", { url: "redis://redis.example.com:6379" });
   await secret("eu-aws", { accessKeyID: "test", secretAccessKey: "test" });
-  const aws = { region: "eu-west-1", endpointURL, allowInsecureEndpoint: true, identity: { type: "StaticKeys", secretRef: { name: "eu-aws" } } };
-  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeApp", metadata: { name: "shop", namespace }, spec: { appID: "1001" } });
-  // No Gateway API is installed here: its route is a finding, and all else is applied.
-  const websocket = { ...CLUSTER_VALUES.spec.websocket, hosts: ["ws.example.com"], expose: { type: "Gateway", controller: "Other", parentRefs: [{ name: "public" }] } };
-  const sockjs = { ...CLUSTER_VALUES.spec.sockjs, hosts: ["sockjs.example.com"], expose: { type: "Ingress", controller: "Traefik" } };
-  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeCluster", metadata: { name: "eu", namespace }, spec: { ...CLUSTER_VALUES.spec, aws, websocket, sockjs, webhooks: { stream: { mode: "Provisioned", shards: 2 } } } });
+  for (const object of manifestsOf(namespace, endpointURL)) await apply(object);
   const seen = () => log().slice(-2000);
   for (const kind of ["deployment", "service", "ingress", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
     await wait(async () => (await get(kind, namespace)).items.some(({ metadata }) => metadata.ownerReferences?.length > 0), { what: `a ${kind} in ${namespace}`, seen });
