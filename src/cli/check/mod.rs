@@ -3,6 +3,7 @@
 mod auto_mode;
 mod kubernetes_checks;
 mod manifest_checks;
+mod node_checks;
 mod outside_checks;
 
 use std::fmt::Write;
@@ -159,6 +160,10 @@ async fn run_checks(
     screen.add(manifest);
     let Some(valid) = valid else { return Ok(()) };
     screen.add(kubernetes_checks::check_identity(client, &valid).await);
+    screen.add(node_checks::check_nodes(client, &valid).await);
+    if let Some(result) = node_checks::check_registration(client, &valid).await {
+        screen.add(result);
+    }
     screen.add(outside_checks::check_redis(&valid, &texts).await);
     screen.add(outside_checks::check_kinesis(&valid, &texts).await);
     if let Some(result) = outside_checks::check_dead_letters(&valid, &texts).await {
