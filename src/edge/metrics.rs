@@ -206,7 +206,10 @@ metric_table! {
         bus_leases_lost: Counter => "Check Redis, the network to it, and that the edge gets enough CPU.",
         /// Frames and changes of other edges that were dropped because this edge was too slow.
         bus_frames_lost: Counter => "Add edges, or give each more CPU.",
-        /// Frames of other edges that were dropped because the fan-out of their channels was too slow.
+        /// Time from when this edge received a frame for a channel to its write to the last subscriber here, in seconds.
+        fan_out_duration_seconds: DurationHistogram =>
+            "Above 10 ms, add edges, or split channels with very many subscribers; clients receive events later by this time.",
+        /// Frames that were dropped because the fan-out of their channels was too slow.
         fan_out_frames_dropped: Counter => "Add edges, or split channels with very many subscribers.",
         /// Changes of occupancy that no client of this edge caused: another edge died, or Redis lost its data.
         bus_remote_transitions: Counter => "Find out why edges die or Redis restarts.",

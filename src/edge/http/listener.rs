@@ -26,6 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
@@ -38,6 +39,7 @@ use crate::edge::http::proxy_protocol::ProxyProtocol;
 use crate::edge::http_api::auth::PrefixedPath;
 use crate::edge::intake::byte_budget::{InputBudget, InputBudgetExceeded, InputCharge, UNCOUNTED_INPUT_BYTES};
 use crate::edge::intake::connection_input::ConnectionInput;
+use crate::edge::session::socket_output::SocketOutput;
 use crate::process::address_counts::{AddressCounts, AddressSlot};
 
 /// Timeout of a request's head between servers, which also bounds their idle connections.
@@ -218,14 +220,24 @@ async fn serve_connection(
         return;
     };
     let input = settings.input.as_ref().map(|budget| Arc::new(ConnectionInput::new(budget.open_charge())));
-    let socket =
-        ClientStream { socket, unread, most: write, stalled: None, input: input.clone(), _held: (place, slot) };
+    let (reader, writer) = socket.into_split();
+    let output = Arc::new(SocketOutput::new(writer));
+    let socket = ClientStream {
+        reader,
+        output: output.clone(),
+        unread,
+        most: write,
+        stalled: None,
+        input: input.clone(),
+        _held: (place, slot),
+    };
     let routes = TowerToHyperService::new(routes);
     let open_answers = Arc::new(());
     let open_answer_count = Arc::downgrade(&open_answers);
     let (draining, base_path) = (settings.draining.clone(), settings.base_path.clone());
     let routes = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(client);
+        request.extensions_mut().insert(output.clone());
         if let Some(input) = &input {
             request.extensions_mut().insert(input.clone());
         }
@@ -311,7 +323,8 @@ impl HttpBody for OpenAnswer {
 /// A client's socket. The client must keep reading: a write that stalls for too long is an error. It must complete its
 /// messages: a read beyond the byte budget is an error.
 struct ClientStream {
-    socket: TcpStream,
+    reader: OwnedReadHalf,
+    output: Arc<SocketOutput>,
     /// Bytes that were read with the header of the PROXY protocol.
     unread: Bytes,
     most: Duration,
@@ -347,7 +360,7 @@ impl AsyncRead for ClientStream {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(context, buffer))?;
+        ready!(Pin::new(&mut self.reader).poll_read(context, buffer))?;
         let read = buffer.filled().len() - before;
         let counted = self.input.as_ref().map_or(Ok(()), |input| input.add_read(read));
         Poll::Ready(counted.map_err(|exceeded| io::Error::new(io::ErrorKind::QuotaExceeded, exceeded)))
@@ -356,7 +369,7 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
+        let written = self.output.poll_write(context, bytes);
         self.fail_if_stalled(context, written)
     }
 
@@ -365,21 +378,22 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.socket).poll_write_vectored(context, parts);
+        let written = self.output.poll_write_vectored(context, parts);
         self.fail_if_stalled(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.socket).poll_flush(context);
+        let flushed = self.output.poll_flush(context);
         self.fail_if_stalled(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        let ended = self.output.poll_shutdown(context);
+        self.fail_if_stalled(context, ended)
     }
 }
 

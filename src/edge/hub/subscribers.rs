@@ -1,19 +1,23 @@
 //! The local subscribers of each channel.
 //!
-//! In: subscribers, and serialised frames. Out: the frames, in the subscribers' queues. A subscriber without its answer
-//! yet has its frames held back: it must see the answer first, and must not miss
-//! frames in between.
+//! In: subscribers, and serialised frames. Out: the frames, on the subscribers' sockets or in their queues, in one order
+//! for all. A subscriber without its answer yet has its frames held back: it must see the answer first, and must not miss
+//! frames in between. The delivery to many subscribers is done in slices, between which other tasks run.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 
 use crate::bus::{BroadcastFrame, ChannelKey};
 use crate::edge::close_reason::CloseReason;
+use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::{QUEUED_FRAMES_MAX, Session};
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::code;
@@ -27,6 +31,12 @@ const SHARD_COUNT: usize = 16;
 /// more is closed, since the bus is too slow for the channel.
 pub const HELD_FRAMES_MAX: usize = QUEUED_FRAMES_MAX;
 
+/// Subscribers that a frame is delivered to before other tasks run: about a millisecond of writes.
+const SLICE_SUBSCRIBERS: usize = 256;
+
+/// Frames that wait for the delivery of another one of their channel: as many as may wait for a client.
+const WAITING_FRAMES_MAX: usize = QUEUED_FRAMES_MAX;
+
 /// The message for clients whose user's connections the app's backend terminated.
 pub const TERMINATED_MESSAGE: &str = "the app's backend ended the connections of this user";
 
@@ -38,7 +48,12 @@ type SharedChannel = Arc<Mutex<LocalChannel>>;
 /// The local subscribers of one channel.
 #[derive(Default)]
 struct LocalChannel {
-    subscribers: HashMap<SocketId, Subscriber>,
+    /// In the order in which frames are delivered, so that a delivery can be continued.
+    subscribers: BTreeMap<SocketId, Subscriber>,
+    /// Number of frames that were to be delivered.
+    frame_count: u64,
+    /// The frame whose delivery goes on in a task of its own, and those behind it, each with its number.
+    unfinished: VecDeque<Delivery>,
     /// Order of the membership change that was reported last.
     reported_order: Option<EventOrder>,
     /// Callers that wait until a membership change is reported.
@@ -47,16 +62,29 @@ struct LocalChannel {
     is_removed: bool,
 }
 
+/// The delivery of one frame.
+struct Delivery {
+    message: BroadcastFrame,
+    /// Number of the frame within its channel: subscribers that came after it do not receive it.
+    number: u64,
+    /// The subscriber that received it last.
+    delivered_to: Option<SocketId>,
+    began_at: Instant,
+}
+
 /// The local subscribers by channel, in shards.
 pub struct ChannelSubscribers {
     shards: Vec<Mutex<SubscriberShard>>,
     /// Number of channels of each app, without those of the server's own.
     app_channels: Mutex<HashMap<AppId, usize>>,
     hasher: RandomState,
+    metrics: Arc<EdgeMetrics>,
 }
 
 struct Subscriber {
     session: Arc<Session>,
+    /// Number of frames of the channel before it came.
+    frames_before: u64,
     /// Frames held back until the answer to the subscription, each with the order of the change that it reports; `None`
     /// once the answer was sent.
     held_frames: Option<Vec<(Bytes, Option<EventOrder>)>>,
@@ -77,19 +105,21 @@ pub struct SubscriptionAnswer {
 
 impl ChannelSubscribers {
     /// An empty table of subscribers.
-    pub fn new() -> Self {
+    pub fn new(metrics: Arc<EdgeMetrics>) -> Self {
         let shards = (0..SHARD_COUNT).map(|_| Mutex::default()).collect();
-        Self { shards, app_channels: Mutex::default(), hasher: RandomState::new() }
+        Self { shards, app_channels: Mutex::default(), hasher: RandomState::new(), metrics }
     }
 
     /// Adds a session that waits for its answer: frames are held back from now on.
     pub fn begin_join(&self, subject: &ChannelKey, session: &Arc<Session>) {
-        let subscriber = Subscriber { session: session.clone(), held_frames: Some(Vec::new()), roster_order: None };
         loop {
             let channel = self.find_or_insert(subject);
             let mut there = lock_unpoisoned(&channel);
             if !there.is_removed {
-                there.subscribers.insert(session.socket.clone(), subscriber);
+                let (session, frames_before) = (session.clone(), there.frame_count);
+                let subscriber =
+                    Subscriber { session, frames_before, held_frames: Some(Vec::new()), roster_order: None };
+                there.subscribers.insert(subscriber.session.socket.clone(), subscriber);
                 return;
             }
             drop(there);
@@ -189,36 +219,28 @@ impl ChannelSubscribers {
         }
     }
 
-    /// Delivers a frame to all subscribers but the excepted one; closes them if the message says so.
+    /// Delivers a frame to all subscribers but the excepted one; closes them if the message says so. The frames of one
+    /// channel are delivered one after another: when another one is unfinished, the frame waits behind it.
     pub fn deliver(&self, message: &BroadcastFrame) {
         let Some(channel) = self.find(&message.subject) else { return };
-        let mut channel = lock_unpoisoned(&channel);
-        let there = &mut *channel;
-        for (socket, subscriber) in &mut there.subscribers {
-            if message.except.as_ref() == Some(socket) || is_covered(message.order, subscriber.roster_order) {
-                continue;
-            }
-            if message.ends {
-                if message.issued_at.is_some_and(|issued_at| issued_at < subscriber.session.opened_at) {
-                    continue;
-                }
-                subscriber.session.push(message.frame.clone());
-                subscriber.session.close(CloseReason::new(code::UNAUTHORIZED, TERMINATED_MESSAGE));
-                continue;
-            }
-            match &mut subscriber.held_frames {
-                None => subscriber.session.push(message.frame.clone()),
-                Some(held) if held.len() < HELD_FRAMES_MAX => held.push((message.frame.clone(), message.order)),
-                Some(_) => subscriber.session.close_for_slow_bus(),
-            }
+        let mut there = lock_unpoisoned(&channel);
+        there.frame_count += 1;
+        if there.unfinished.len() > WAITING_FRAMES_MAX {
+            self.metrics.fan_out_frames_dropped.inc();
+            return;
         }
-        if message.order.is_some() {
-            there.reported_order = message.order;
-            for (_, waiter) in there.report_waiters.extract_if(.., |(order, _)| is_covered(Some(*order), message.order))
-            {
-                // Fails when the caller has given up.
-                let _ = waiter.send(());
-            }
+        let is_first = there.unfinished.is_empty();
+        let (number, began_at) = (there.frame_count, Instant::now());
+        let mut delivery = Delivery { message: message.clone(), number, delivered_to: None, began_at };
+        if is_first && there.deliver_slice(&mut delivery) {
+            drop(there);
+            self.metrics.fan_out_duration_seconds.observe(began_at.elapsed());
+            return;
+        }
+        there.unfinished.push_back(delivery);
+        drop(there);
+        if is_first {
+            tokio::spawn(finish_deliveries(channel, self.metrics.clone()));
         }
     }
 
@@ -226,6 +248,76 @@ impl ChannelSubscribers {
         let hash = self.hasher.hash_one(subject);
         let index = usize::try_from(hash % SHARD_COUNT as u64).unwrap_or_default();
         lock_unpoisoned(&self.shards[index])
+    }
+}
+
+/// Delivers the unfinished frames of a channel, and those that come behind them meanwhile.
+async fn finish_deliveries(channel: SharedChannel, metrics: Arc<EdgeMetrics>) {
+    loop {
+        yield_now().await;
+        let mut there = lock_unpoisoned(&channel);
+        let Some(mut delivery) = there.unfinished.pop_front() else { return };
+        if !there.deliver_slice(&mut delivery) {
+            there.unfinished.push_front(delivery);
+            continue;
+        }
+        let is_last = there.unfinished.is_empty();
+        drop(there);
+        metrics.fan_out_duration_seconds.observe(delivery.began_at.elapsed());
+        if is_last {
+            return;
+        }
+    }
+}
+
+impl LocalChannel {
+    /// Delivers a frame to the next subscribers; `true` once all have received it.
+    fn deliver_slice(&mut self, delivery: &mut Delivery) -> bool {
+        let message = &delivery.message;
+        let begin = delivery.delivered_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut subscribers = self.subscribers.range_mut((begin, Bound::Unbounded));
+        let mut last = None;
+        for (socket, subscriber) in subscribers.by_ref().take(SLICE_SUBSCRIBERS) {
+            last = Some(socket);
+            if message.except.as_ref() != Some(socket) && subscriber.frames_before < delivery.number {
+                subscriber.deliver(message);
+            }
+        }
+        let is_complete = subscribers.next().is_none();
+        if !is_complete {
+            delivery.delivered_to = last.cloned();
+            return false;
+        }
+        if message.order.is_some() {
+            self.reported_order = message.order;
+            for (_, waiter) in self.report_waiters.extract_if(.., |(order, _)| is_covered(Some(*order), message.order))
+            {
+                // Fails when the caller has given up.
+                let _ = waiter.send(());
+            }
+        }
+        true
+    }
+}
+
+impl Subscriber {
+    /// Delivers a frame unless the client's roster covers its change, or holds it back.
+    fn deliver(&mut self, message: &BroadcastFrame) {
+        if is_covered(message.order, self.roster_order) {
+            return;
+        }
+        if message.ends {
+            if message.issued_at.is_none_or(|issued_at| issued_at >= self.session.opened_at) {
+                self.session.push(message.frame.clone());
+                self.session.close(CloseReason::new(code::UNAUTHORIZED, TERMINATED_MESSAGE));
+            }
+            return;
+        }
+        match &mut self.held_frames {
+            None => self.session.push(message.frame.clone()),
+            Some(held) if held.len() < HELD_FRAMES_MAX => held.push((message.frame.clone(), message.order)),
+            Some(_) => self.session.close_for_slow_bus(),
+        }
     }
 }
 
@@ -239,13 +331,13 @@ fn is_covered(change: Option<EventOrder>, seen: Option<EventOrder>) -> bool {
 mod tests {
     use super::*;
     use crate::edge::session::OutgoingItem;
-    use crate::edge::session::tests::test_session;
+    use crate::edge::session::tests::{named_session, test_session};
     use crate::protocol::ChannelName;
     use futures::FutureExt;
 
     #[test]
     fn what_arrives_before_the_answer_comes_after_it() {
-        let (channels, session) = (ChannelSubscribers::new(), test_session());
+        let (channels, session) = (ChannelSubscribers::new(Arc::default()), test_session());
         let subject = ChannelKey { app: "1".into(), channel: ChannelName::parse("room").expect("a name") };
         let send = |text: &'static str, except: Option<SocketId>| {
             let frame = Bytes::from_static(text.as_bytes());
@@ -278,9 +370,49 @@ mod tests {
         assert_eq!(session.close_reason().map(|closing| closing.code), Some(code::UNAUTHORIZED));
     }
 
+    #[tokio::test]
+    async fn a_large_channel_receives_every_frame_once_in_one_order_while_others_come() {
+        const SUBSCRIBERS: usize = 3 * SLICE_SUBSCRIBERS;
+        const FRAMES: usize = 20;
+        let channels = ChannelSubscribers::new(Arc::default());
+        let subject = ChannelKey { app: "1".into(), channel: ChannelName::parse("room").expect("a name") };
+        let join = |name: String| {
+            let session = named_session(&name);
+            channels.begin_join(&subject, &session);
+            channels.complete_join(&subject, &session.socket, SubscriptionAnswer::default());
+            let outlet = session.attach_receiver();
+            (session, outlet)
+        };
+        let frame = |number: usize| Bytes::from(number.to_string());
+        let early: Vec<_> = (0..SUBSCRIBERS).map(|number| join(format!("{number}.1"))).collect();
+        // Each comes within the delivery of the frame before: it receives those after it alone.
+        let late: Vec<_> = (0..FRAMES)
+            .map(|number| {
+                channels.deliver(&BroadcastFrame::new(subject.clone(), frame(number)));
+                join(format!("9{number}.2"))
+            })
+            .collect();
+        // One leaves before its turn.
+        channels.remove(&subject, &early[0].0.socket);
+        let channel = channels.find(&subject).expect("there");
+        while !lock_unpoisoned(&channel).unfinished.is_empty() {
+            yield_now().await;
+        }
+        for (_, outlet) in &early[1..] {
+            let expected = (0..FRAMES).map(frame).collect();
+            assert_eq!(outlet.next(1_000).now_or_never(), Some(OutgoingItem::Frames(expected)));
+        }
+        for (before, (_, outlet)) in late.iter().enumerate() {
+            let expected: Vec<_> = (before + 1..FRAMES).map(frame).collect();
+            let received = outlet.next(1_000).now_or_never();
+            assert_eq!(received, (!expected.is_empty()).then_some(OutgoingItem::Frames(expected)), "{before}");
+        }
+        assert_eq!(channels.metrics.fan_out_frames_dropped.get(), 0);
+    }
+
     #[test]
     fn a_late_termination_ends_older_sessions_only() {
-        let (channels, session) = (ChannelSubscribers::new(), test_session());
+        let (channels, session) = (ChannelSubscribers::new(Arc::default()), test_session());
         let subject = ChannelKey { app: "1".into(), channel: ChannelName::signed_in("u").expect("a name") };
         channels.begin_join(&subject, &session);
         let end = |issued_at| {
@@ -295,7 +427,7 @@ mod tests {
 
     #[test]
     fn changes_that_a_roster_has_are_not_reported_to_its_client_again() {
-        let (channels, session) = (ChannelSubscribers::new(), test_session());
+        let (channels, session) = (ChannelSubscribers::new(Arc::default()), test_session());
         let subject = ChannelKey { app: "1".into(), channel: ChannelName::parse("presence-a").expect("a name") };
         let order = |epoch, seq| Some(EventOrder { epoch, seq });
         let report = |order: Option<EventOrder>, text: &'static str| {
@@ -316,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_report_is_awaited_until_it_is_delivered_or_nobody_is_left() {
-        let (channels, session) = (ChannelSubscribers::new(), test_session());
+        let (channels, session) = (ChannelSubscribers::new(Arc::default()), test_session());
         let subject = ChannelKey { app: "1".into(), channel: ChannelName::parse("presence-a").expect("a name") };
         let order = |seq| EventOrder { epoch: 1, seq };
         assert!(channels.wait_reported(&subject, order(1)).now_or_never().is_some(), "a channel without subscribers");

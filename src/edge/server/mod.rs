@@ -128,7 +128,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let opener = Arc::new(SessionOpener::new(apps.clone(), sessions, metrics.clone()));
     let shared = Arc::new(Hub {
         apps: apps.clone(),
-        subscribers: ChannelSubscribers::new(),
+        subscribers: ChannelSubscribers::new(metrics.clone()),
         pending_counts: PendingCounts::new(opener.session_tasks.clone(), opener.draining.clone()),
         bus: deps.bus,
         recorder,

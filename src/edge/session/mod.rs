@@ -2,7 +2,7 @@
 //!
 //! In: frames for the client, signs of life, a reason to end. Out: through a [`FrameReceiver`], the frames that a transport writes.
 //! Only the newest receiver is served, so a request that replaced an aborted one takes over without losing a frame that
-//! was not yet handed out. A client that reads too slowly is ended with 4100: a queue that grows for one client is
+//! was not yet handed out. On a socket, a frame is written at once while nothing waits before it. A client that reads too slowly is ended with 4100: a queue that grows for one client is
 //! memory taken from all.
 
 pub(crate) mod deferred_wake;
@@ -10,6 +10,7 @@ pub(crate) mod drain_signal;
 pub(crate) mod liveness;
 pub(crate) mod opener;
 pub(crate) mod registry;
+pub(crate) mod socket_output;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +26,7 @@ use crate::edge::intake::sources::ClientSource;
 use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::session::deferred_wake::defer_wakes;
 use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
+use crate::edge::session::socket_output::{DirectWrite, SocketOutput};
 use crate::process::clock;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
@@ -46,7 +48,8 @@ pub const FAIR_SHARE_BYTES: usize = 64 << 10;
 /// The next item that a transport writes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OutgoingItem {
-    /// Frames in order; none of them when the client only asked for a sign of life.
+    /// Frames in order; none of them when the client only asked for a sign of life, or the rest of a frame waits in the
+    /// output.
     Frames(Vec<Bytes>),
     /// The close, after all frames.
     Close(CloseReason),
@@ -91,7 +94,14 @@ pub struct Session {
 
 struct SessionState {
     frames: VecDeque<Bytes>,
+    /// Bytes of the waiting frames, with [`Self::unsent_bytes`].
     bytes: usize,
+    /// The socket of the newest outlet, if it is one.
+    output: Option<Arc<SocketOutput>>,
+    /// Bytes of a frame that was written in part; they wait in the output.
+    unsent_bytes: usize,
+    /// Frames were handed out and may not be written yet: others must wait behind them.
+    is_writing: bool,
     /// The client asked for a sign of life on a transport that has no ping of its own.
     echo: bool,
     close_reason: Option<CloseReason>,
@@ -115,6 +125,9 @@ impl Session {
         let state = SessionState {
             frames: VecDeque::new(),
             bytes: 0,
+            output: None,
+            unsent_bytes: 0,
+            is_writing: false,
             echo: false,
             close_reason: None,
             close_delivered: false,
@@ -148,16 +161,30 @@ impl Session {
         }
     }
 
-    /// Queues a frame. After the end it goes nowhere.
+    /// Writes a frame to the session's socket, or queues it. After the end it goes nowhere.
     pub fn push(&self, frame: Bytes) {
         let slow = {
             let mut state = self.lock_state();
             if state.close_reason.is_some() {
                 return;
             }
-            let total = self.budget.fetch_add(frame.len(), Ordering::Relaxed) + frame.len();
-            state.bytes += frame.len();
-            state.frames.push_back(frame);
+            let waiting = match state.write_directly(&frame) {
+                DirectWrite::Written => {
+                    self.metrics.frames.inc();
+                    return;
+                }
+                DirectWrite::Partial(rest) => {
+                    state.unsent_bytes += rest;
+                    rest
+                }
+                DirectWrite::Refused => {
+                    let length = frame.len();
+                    state.frames.push_back(frame);
+                    length
+                }
+            };
+            let total = self.budget.fetch_add(waiting, Ordering::Relaxed) + waiting;
+            state.bytes += waiting;
             state.frames.len() > QUEUED_FRAMES_MAX
                 || state.bytes > QUEUED_BYTES_MAX
                 || (total > TOTAL_QUEUED_BYTES_MAX && state.bytes > FAIR_SHARE_BYTES)
@@ -245,10 +272,17 @@ impl Session {
 
     /// A new outlet, which replaces the one before.
     pub fn attach_receiver(self: &Arc<Self>) -> FrameReceiver {
+        self.attach_socket(None)
+    }
+
+    /// A new outlet that is a socket: frames are written to it at once while nothing waits before them.
+    pub fn attach_socket(self: &Arc<Self>, output: Option<Arc<SocketOutput>>) -> FrameReceiver {
         let number = {
             let mut state = self.lock_state();
             state.receiver_number += 1;
             state.detached_since = None;
+            state.output = output;
+            state.is_writing = false;
             state.liveness.note_activity(Instant::now());
             state.receiver_number
         };
@@ -258,6 +292,7 @@ impl Session {
 
     fn drop_queued_frames(&self, state: &mut SessionState) {
         state.frames = VecDeque::new();
+        state.unsent_bytes = 0;
         self.budget.fetch_sub(std::mem::take(&mut state.bytes), Ordering::Relaxed);
     }
 
@@ -278,6 +313,16 @@ impl Session {
 
     fn lock_state(&self) -> MutexGuard<'_, SessionState> {
         lock_unpoisoned(&self.state)
+    }
+}
+
+impl SessionState {
+    /// Writes a frame at once, unless another waits before it.
+    fn write_directly(&self, frame: &[u8]) -> DirectWrite {
+        match &self.output {
+            Some(output) if self.frames.is_empty() && !self.is_writing => output.write_directly(frame),
+            _ => DirectWrite::Refused,
+        }
     }
 }
 
@@ -310,13 +355,18 @@ impl FrameReceiver {
         if state.receiver_number != self.number {
             return Some(OutgoingItem::Replaced);
         }
+        // The transport asks again only once it has written what it took before.
+        state.is_writing = false;
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while let Some(frame) = state.frames.pop_front_if(|frame| taken.is_empty() || bytes + frame.len() <= most) {
             bytes += frame.len();
             taken.push(frame);
         }
-        if !taken.is_empty() || (state.echo && state.close_reason.is_none()) {
+        let unsent_bytes = std::mem::take(&mut state.unsent_bytes);
+        if !taken.is_empty() || unsent_bytes > 0 || (state.echo && state.close_reason.is_none()) {
             state.echo = false;
+            state.is_writing = true;
+            bytes += unsent_bytes;
             state.bytes -= bytes;
             self.session.budget.fetch_sub(bytes, Ordering::Relaxed);
             if state.frames.is_empty() {
@@ -340,6 +390,8 @@ impl Drop for FrameReceiver {
                 return;
             }
             state.detached_since = Some(Instant::now());
+            // The connection ends with its last handle.
+            state.output = None;
         }
         self.session.changed.notify_waiters();
     }
@@ -348,10 +400,17 @@ impl Drop for FrameReceiver {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::edge::session::socket_output::SocketFraming;
+    use crate::edge::session::socket_output::tests::connect;
     use futures::FutureExt;
+    use tokio::io::AsyncReadExt;
 
     pub fn test_session() -> Arc<Session> {
-        let (socket, app, transport) = ("1.2".into(), "1".into(), Transport::XhrStreaming);
+        named_session("1.2")
+    }
+
+    pub fn named_session(socket: &str) -> Arc<Session> {
+        let (socket, app, transport) = (socket.into(), "1".into(), Transport::XhrStreaming);
         let origin = SessionOrigin { socket, app, transport, source: None };
         Session::new(origin, Duration::from_secs(55), ByteBudget::default(), Arc::default())
     }
@@ -411,6 +470,42 @@ pub(crate) mod tests {
         session.push(Bytes::from_static(b"a"));
         assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Frames(vec![Bytes::from_static(b"a")])));
         assert_eq!(outgoing_now(&outlet), None, "one answer is enough");
+    }
+
+    #[tokio::test]
+    async fn a_frame_is_written_at_once_and_waits_behind_those_that_wait() {
+        let (output, mut client) = connect(SocketFraming::Pusher).await;
+        let session = test_session();
+        session.push(Bytes::from_static(b"a"));
+        let outlet = session.attach_socket(Some(Arc::new(output)));
+        session.push(Bytes::from_static(b"b"));
+        let first = ["a", "b"].map(|text| Bytes::from_static(text.as_bytes()));
+        assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Frames(first.into())), "in their order");
+        session.push(Bytes::from_static(b"c"));
+        assert_eq!(outgoing_now(&outlet), Some(OutgoingItem::Frames(vec![Bytes::from_static(b"c")])), "being written");
+        assert_eq!(outgoing_now(&outlet), None);
+        session.push(Bytes::from_static(b"d"));
+        assert_eq!(outgoing_now(&outlet), None, "written by the publisher");
+        let mut bytes = [0; 3];
+        timeout(Duration::from_secs(5), client.read_exact(&mut bytes)).await.expect("in time").expect("read");
+        assert_eq!(bytes, [0x81, 1, b'd']);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_ended_and_its_socket_released() {
+        let (output, client) = connect(SocketFraming::Pusher).await;
+        let (session, output) = (test_session(), Arc::new(output));
+        let outlet = session.attach_socket(Some(output.clone()));
+        let mut written = 0;
+        while session.close_reason().is_none() {
+            session.push(Bytes::from_static(&[b'x'; 60_000]));
+            written += 60_000;
+            assert!(written < 64 << 20, "bounded");
+        }
+        assert_eq!((session.metrics.slow_consumers.get(), session.budget.load(Ordering::Relaxed)), (1, 0));
+        drop(outlet);
+        assert_eq!(Arc::strong_count(&output), 1);
+        drop(client);
     }
 
     #[tokio::test]

@@ -29,6 +29,7 @@ use crate::edge::intake::connection_input::ConnectionInput;
 use crate::edge::metrics::{EdgeMetrics, RefusalReason};
 use crate::edge::pusher::connection::Connection;
 use crate::edge::session::registry::SessionGuard;
+use crate::edge::session::socket_output::{SocketFraming, SocketOutput};
 use crate::edge::session::{OutgoingItem, Session};
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::session_timers::SessionTimers;
@@ -88,17 +89,6 @@ const BROKEN_FRAMING_CLOSE: (u16, &str) = (3000, "Broken framing.");
 
 /// The WebSocket's own close after `SockJS`'s close frame, which carries the reason.
 const NORMAL_CLOSE: (u16, &str) = (1000, "Normal closure");
-
-/// The form of messages on a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketFraming {
-    /// Pusher's: each text is one message; a binary message is answered with an error.
-    Pusher,
-    /// `SockJS`'s raw WebSocket: each text is one message; a binary message ends the socket.
-    SockjsRaw,
-    /// `SockJS`'s frames: arrays of messages, heartbeats, and a close frame of its own.
-    SockjsFrames,
-}
 
 /// One read of a socket.
 #[derive(Debug)]
@@ -178,40 +168,52 @@ fn limit_upgrade(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
 pub struct ClientSocket {
     wire: WebSocket,
     framing: SocketFraming,
-    input: MessageInput,
+    connection: UpgradedConnection,
 }
 
-/// The count of the bytes of an unfinished message; `None` on a listener that does not count them.
-pub struct MessageInput(Option<Arc<ConnectionInput>>);
+/// The parts of a connection that are used beside its codec; `None` for those that its listener does not have.
+pub struct UpgradedConnection {
+    /// The count of the bytes of an unfinished message.
+    input: Option<Arc<ConnectionInput>>,
+    /// The write side.
+    output: Option<Arc<SocketOutput>>,
+}
 
-impl<S: Sync> FromRequestParts<S> for MessageInput {
+impl<S: Sync> FromRequestParts<S> for UpgradedConnection {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
-        Ok(Self(parts.extensions.get().cloned()))
+        Ok(Self { input: parts.extensions.get().cloned(), output: parts.extensions.get().cloned() })
     }
 }
 
-impl MessageInput {
+impl UpgradedConnection {
+    fn begin_messages(&self, framing: SocketFraming) {
+        if let Some(input) = &self.input {
+            input.begin_messages();
+        }
+        if let Some(output) = &self.output {
+            output.begin_frames(framing);
+        }
+    }
+
     fn complete_message(&self) {
-        if let Some(input) = &self.0 {
+        if let Some(input) = &self.input {
             input.complete_message();
         }
     }
 
     /// Whether a control frame shows that the client lives.
     fn is_alive_by_control_frame(&self, payload: &[u8]) -> bool {
-        self.0.as_ref().is_none_or(|input| input.is_alive_by_control_frame(payload.len()))
+        self.input.as_ref().is_none_or(|input| input.is_alive_by_control_frame(payload.len()))
     }
 }
 
 impl ClientSocket {
     /// Wraps an upgraded WebSocket.
-    pub fn new(wire: WebSocket, framing: SocketFraming, input: MessageInput) -> Self {
-        if let Some(input) = &input.0 {
-            input.begin_messages();
-        }
-        Self { wire, framing, input }
+    pub fn new(wire: WebSocket, framing: SocketFraming, connection: UpgradedConnection) -> Self {
+        connection.begin_messages(framing);
+        Self { wire, framing, connection }
     }
 
     /// The form of its messages.
@@ -243,7 +245,7 @@ impl ClientSocket {
     pub async fn read(&mut self) -> Result<SocketInput, SocketEnd> {
         let received = self.wire.recv().await;
         if matches!(received, Some(Ok(Message::Text(_) | Message::Binary(_)))) {
-            self.input.complete_message();
+            self.connection.complete_message();
         }
         match received {
             Some(Ok(Message::Text(text))) => match self.framing {
@@ -255,7 +257,7 @@ impl ClientSocket {
             Some(Ok(Message::Binary(_))) if self.framing == SocketFraming::Pusher => Ok(SocketInput::Binary),
             Some(Ok(Message::Binary(_))) => Err(SocketEnd::Broken),
             Some(Ok(Message::Ping(payload) | Message::Pong(payload))) => {
-                let is_alive = self.input.is_alive_by_control_frame(&payload);
+                let is_alive = self.connection.is_alive_by_control_frame(&payload);
                 Ok(if is_alive { SocketInput::Messages(vec![]) } else { SocketInput::Unfinished })
             }
             Some(Ok(Message::Close(_))) | None => Err(SocketEnd::Gone),
@@ -308,11 +310,11 @@ impl ClientSocket {
 
     async fn send_frames(&mut self, frames: Vec<Bytes>) -> Result<(), axum::Error> {
         let frames = match self.framing {
-            SocketFraming::Pusher | SocketFraming::SockjsRaw => frames,
-            SocketFraming::SockjsFrames => {
+            SocketFraming::SockjsFrames if !frames.is_empty() => {
                 let texts = frames.iter().filter_map(|frame| std::str::from_utf8(frame).ok());
                 vec![sockjs::encode_messages(texts).into()]
             }
+            _ => frames,
         };
         for text in frames.into_iter().filter_map(|frame| Utf8Bytes::try_from(frame).ok()) {
             self.wire.feed(Message::Text(text)).await?;
@@ -359,7 +361,7 @@ async fn drive_socket(
     first: Vec<Utf8Bytes>,
 ) -> SocketEnd {
     let session = guard.session.clone();
-    let receiver = session.attach_receiver();
+    let receiver = session.attach_socket(socket.connection.output.clone());
     let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
     for message in first {
         connection.apply_message(&message).await;
@@ -371,9 +373,6 @@ async fn drive_socket(
         tokio::select! {
             outgoing = receiver.next(SOCKET_BATCH_BYTES) => match outgoing {
                 OutgoingItem::Frames(frames) => {
-                    if has_heartbeat {
-                        heartbeat_at = Instant::now() + SOCKJS_HEARTBEAT_INTERVAL;
-                    }
                     if socket.write_frames(&session, frames).await.is_none() {
                         socket.apply_last_messages(&mut connection).await;
                         break SocketEnd::Gone;

@@ -16,9 +16,10 @@ use rand::rngs::OsRng;
 use serde_json::json;
 
 use crate::edge::apps::client_address::Caller;
+use crate::edge::session::socket_output::SocketFraming;
 use crate::edge::transport::inbox::RequestId;
 use crate::edge::transport::session_ownership::SessionOwnership;
-use crate::edge::transport::socket::{ClientSocket, MessageInput, SocketFraming, check_upgrade};
+use crate::edge::transport::socket::{ClientSocket, UpgradedConnection, check_upgrade};
 use crate::edge::transport::sockjs::answer::ReceiveAnswer;
 use crate::edge::transport::sockjs::context::{BASE_PATH, SockjsContext};
 use crate::edge::transport::sockjs::socket::serve_socket;
@@ -65,7 +66,7 @@ pub async fn serve(
     (method, uri): (Method, Uri),
     headers: HeaderMap,
     caller: Caller,
-    (input, upgrade): (MessageInput, UpgradeResult),
+    (connection, upgrade): (UpgradedConnection, UpgradeResult),
     known: Option<Extension<SessionOwnership>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
@@ -98,10 +99,10 @@ pub async fn serve(
         (SockjsEndpoint::Info, Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, GET"),
         (SockjsEndpoint::Info, _) => answer_info(&context, &headers),
         (SockjsEndpoint::RawSocket, _) => {
-            upgrade_socket(context, (input, upgrade), &headers, caller, SocketFraming::SockjsRaw)
+            upgrade_socket(context, (connection, upgrade), &headers, caller, SocketFraming::SockjsRaw)
         }
         (SockjsEndpoint::Session(_, SessionAction::Socket), _) => {
-            upgrade_socket(context, (input, upgrade), &headers, caller, SocketFraming::SockjsFrames)
+            upgrade_socket(context, (connection, upgrade), &headers, caller, SocketFraming::SockjsFrames)
         }
         (SockjsEndpoint::Session(..), Method::OPTIONS) => answer_preflight(&context, &headers, "OPTIONS, POST"),
         (SockjsEndpoint::Session(id, action @ (SessionAction::Send | SessionAction::JsonpSend)), _) => {
@@ -218,7 +219,7 @@ async fn answer_send(context: &SockjsContext, id: &str, action: SessionAction, s
 
 fn upgrade_socket(
     context: SockjsContext,
-    (input, upgrade): (MessageInput, UpgradeResult),
+    (connection, upgrade): (UpgradedConnection, UpgradeResult),
     headers: &HeaderMap,
     caller: Caller,
     framing: SocketFraming,
@@ -235,7 +236,7 @@ fn upgrade_socket(
     let tasks = shared.opener.session_tasks.clone();
     upgrade.on_upgrade(move |wire| {
         // Tracked, so that the process waits for sessions that are about to leave.
-        tasks.track_future(serve_socket(ClientSocket::new(wire, framing, input), shared, caller))
+        tasks.track_future(serve_socket(ClientSocket::new(wire, framing, connection), shared, caller))
     })
 }
 
