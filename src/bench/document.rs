@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::plan::PeerKind;
 use super::report::{BenchReport, RunSize, format_row};
 
 const EDGE_PAGE_HEAD: &str = "\
@@ -33,6 +34,15 @@ comparisons. Missed and repeated events are the sum of all rounds. CPU and memor
 - **Missed and repeated**: every event has a number, and every subscriber checks them.
 - **Distance to the echo**: a publish over HTTP to its arrival over WebSocket, one at a time, less the round trip of as
   many bytes through a process that only echoes.
+";
+
+const NCHAN_PAGE_HEAD: &str = "\
+# Performance beside nchan
+
+nginx with its module nchan is the fastest server of this kind that we know. It does less: it has no Pusher protocol, checks no
+signature, and knows no members. This page is written by a command, `realtime bench edge --peer nchan=PATH --write
+docs/performance-nchan.md`, which [`benches/edge-against-nchan`](../benches/edge-against-nchan) runs.
+[docs/performance.md](performance.md) is beside sockudo.
 ";
 
 const PODS_PAGE_HEAD: &str = "\
@@ -110,7 +120,10 @@ median of the rounds; what was missed or repeated is the sum of all rounds.
 /// Renders the report as a page of the documentation.
 #[must_use]
 pub fn render_page(report: &BenchReport) -> String {
-    let (head, how, with) = match report.size {
+    let (head, how, with) = match &report.size {
+        RunSize::Edge(plan) if plan.peer.as_ref().is_some_and(|peer| peer.kind == PeerKind::Nchan) => {
+            (NCHAN_PAGE_HEAD, EDGE_PAGE_METHOD, "Beside")
+        }
         RunSize::Edge(_) => (EDGE_PAGE_HEAD, EDGE_PAGE_METHOD, "Beside"),
         RunSize::Pods(_) => (PODS_PAGE_HEAD, PODS_PAGE_METHOD, "Over"),
         RunSize::Pipeline(_) => (PIPELINE_PAGE_HEAD, PIPELINE_PAGE_METHOD, "Over"),

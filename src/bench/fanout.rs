@@ -15,7 +15,6 @@ use super::load::{
     self, ChannelSubscription, PublishSchedule, RunClock, open_subscribed_socket, post_event_now, private_channel,
 };
 use super::machine::HostUsage;
-use super::plan::EdgePlan;
 use super::server::ServerProcess;
 use super::sockets::{self, CrowdListeners, DeliveryMeasurement};
 use super::target::{ServerKind, Target};
@@ -32,16 +31,17 @@ const ECHO_BYTES: usize = 256;
 /// Bounds one single delivery, or echo.
 const TRIP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Measures deliveries to many subscribers of one channel.
+/// Measures deliveries to many subscribers of one channel, at so many events per second.
 pub async fn measure_fan_out(
     server: &ServerProcess,
-    plan: &EdgePlan,
+    (subscribers, events_per_second): (usize, u32),
+    publishing: Duration,
     watch: &mut HostUsage,
 ) -> Result<DeliveryMeasurement, BenchError> {
     let servers = std::slice::from_ref(server);
-    let subscriptions = vec![ChannelSubscription::in_private_channel(0); plan.subscribers];
+    let subscriptions = vec![ChannelSubscription::in_private_channel(0); subscribers];
     sockets::warm_up(servers, &subscriptions).await?;
-    let publishing = PublishSchedule::new(vec![private_channel(0)], plan.events_per_second, plan.publishing);
+    let publishing = PublishSchedule::new(vec![private_channel(0)], events_per_second, publishing);
     let listeners = CrowdListeners::open_and_listen(servers, &subscriptions, &publishing).await?;
     let delivery = listeners.publish_and_close(servers, Some(publishing), watch).await?;
     let detail = || BenchError::Server {

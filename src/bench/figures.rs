@@ -26,6 +26,8 @@ pub struct ServerMeasurement {
     pub crowd_p99_ms: f64,
     /// Measurements of the fan-out.
     pub fan_out: FanOutMeasurement,
+    /// Measurements of the further fan-outs.
+    pub other_fan_outs: [FanOutMeasurement; 2],
     /// Memory of an idle session over `xhr_streaming`, in KiB.
     pub session_kib: f64,
 }
@@ -163,6 +165,9 @@ pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>, peer: Pe
     let mut figures = memory_figures(rounds, &peer);
     figures.extend(accept_figures(rounds, &peer));
     figures.extend(fan_out_figures(rounds, &peer));
+    if peer.is_nchan {
+        figures.extend(other_fan_out_figures(rounds, &peer));
+    }
     figures.extend(crowd_figures(rounds, &peer));
     figures.extend(idle_figures(rounds, polling));
     figures
@@ -175,6 +180,15 @@ struct PeerRows {
     missed: &'static str,
     /// Whether the peer has everything that ours has, so that every figure is compared, and no ratio is a target.
     is_former_build: bool,
+    /// Whether the peer is nchan, which has targets of its own.
+    is_nchan: bool,
+}
+
+/// The largest ratios of ours to a server that is not ours; `None` where there is no target.
+#[derive(Clone, Copy, Default)]
+struct RatioTargets {
+    sockudo: Option<f64>,
+    nchan: Option<f64>,
 }
 
 impl PeerRows {
@@ -185,26 +199,35 @@ impl PeerRows {
                 ratio: "  ours to sockudo's",
                 missed: "  sockudo's missed",
                 is_former_build: false,
+                is_nchan: false,
+            },
+            PeerKind::Nchan => Self {
+                value: "  nchan's",
+                ratio: "  ours to nchan's",
+                missed: "  nchan's missed",
+                is_former_build: false,
+                is_nchan: true,
             },
             PeerKind::Realtime => Self {
                 value: "  the former build's",
                 ratio: "  ours to the former build's",
                 missed: "  the former build's missed",
                 is_former_build: true,
+                is_nchan: false,
             },
         }
     }
 
-    /// The rows of one measurement: the peer's value, and the ratio of ours to it. `ratio_max` is a target for servers
-    /// that are not ours.
+    /// The rows of one measurement: the peer's value, and the ratio of ours to it.
     fn compare(
         &self,
         rounds: &[EdgeRound],
         [value_id, ratio_id]: [&'static str; 2],
         unit: &'static str,
-        ratio_max: Option<f64>,
+        targets: RatioTargets,
         of: MeasuredValue,
     ) -> [Figure; 2] {
+        let ratio_max = if self.is_nchan { targets.nchan } else { targets.sockudo };
         let target = ratio_max.filter(|_| !self.is_former_build).map(at_most);
         [
             build_figure(
@@ -228,6 +251,11 @@ impl PeerRows {
 /// One value of a server's measurements.
 type MeasuredValue = fn(&ServerMeasurement) -> f64;
 
+/// The largest ratios to sockudo and to nchan.
+fn ratio(sockudo: f64, nchan: impl Into<Option<f64>>) -> RatioTargets {
+    RatioTargets { sockudo: Some(sockudo), nchan: nchan.into() }
+}
+
 fn at_most(value: f64) -> FigureTarget {
     FigureTarget::AtMost(value)
 }
@@ -249,11 +277,12 @@ fn memory_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
     let most = |id, name, unit, most, of| build_figure(id, name, unit, Some(at_most(most)), median(rounds, of));
     let mut figures =
         vec![most("plain_kib", "memory of an idle subscribed socket", "KiB", 12.0, |r| Some(r.edge.plain_kib))];
-    figures
-        .extend(peer.compare(rounds, ["plain_peer_kib", "plain_ratio"], "KiB", Some(0.1), |server| server.plain_kib));
+    figures.extend(
+        peer.compare(rounds, ["plain_peer_kib", "plain_ratio"], "KiB", ratio(0.1, 1.0), |server| server.plain_kib),
+    );
     figures.push(most("member_kib", "memory of an idle presence member", "KiB", 16.0, |r| Some(r.edge.member_kib)));
     figures.extend(
-        peer.compare(rounds, ["member_peer_kib", "member_ratio"], "KiB", Some(0.1), |server| server.member_kib),
+        peer.compare(rounds, ["member_peer_kib", "member_ratio"], "KiB", ratio(0.1, None), |server| server.member_kib),
     );
     figures.push(most("back", "memory after they left, to the start", "×", MEMORY_RELEASED_RATIO_MAX, |r| {
         r.edge.released_ratio
@@ -262,9 +291,13 @@ fn memory_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
         Some(r.edge.session_kib)
     }));
     if peer.is_former_build {
-        figures.extend(
-            peer.compare(rounds, ["session_peer_kib", "session_ratio"], "KiB", None, |server| server.session_kib),
-        );
+        figures.extend(peer.compare(
+            rounds,
+            ["session_peer_kib", "session_ratio"],
+            "KiB",
+            RatioTargets::default(),
+            |server| server.session_kib,
+        ));
     }
     figures
 }
@@ -272,8 +305,9 @@ fn memory_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
 fn accept_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
     let accept = median(rounds, |r| Some(r.edge.accept_us));
     let mut figures = vec![build_figure("accept_us", "CPU to take in an authenticated socket", "µs", None, accept)];
-    figures
-        .extend(peer.compare(rounds, ["accept_peer_us", "accept_ratio"], "µs", Some(0.67), |server| server.accept_us));
+    figures.extend(
+        peer.compare(rounds, ["accept_peer_us", "accept_ratio"], "µs", ratio(0.67, None), |server| server.accept_us),
+    );
     figures
 }
 
@@ -292,7 +326,7 @@ fn fan_out_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
         ),
     ];
     figures.extend(
-        peer.compare(rounds, ["fan_peer_us", "fan_peer_ratio"], "µs", Some(0.7), |server| server.fan_out.cpu_us),
+        peer.compare(rounds, ["fan_peer_us", "fan_peer_ratio"], "µs", ratio(0.7, 1.3), |server| server.fan_out.cpu_us),
     );
     figures.extend([
         value("fan_p50_ms", "fan-out: latency, median", "ms", |r| Some(r.edge.fan_out.p50_ms)),
@@ -300,12 +334,31 @@ fn fan_out_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
         value("fan_bare_p99_ms", "  a bare axum broadcast's", "ms", |r| Some(r.baseline.p99_ms)),
     ]);
     figures.extend(
-        peer.compare(rounds, ["fan_peer_p99_ms", "fan_p99_ratio"], "ms", Some(1.0), |server| server.fan_out.p99_ms),
+        peer.compare(rounds, ["fan_peer_p99_ms", "fan_p99_ratio"], "ms", ratio(1.0, 1.0), |server| {
+            server.fan_out.p99_ms
+        }),
     );
     figures.extend([
         none("fan_missed", "fan-out: events missed", |r| Some(count_to_f64(r.edge.fan_out.tally.missed))),
         none("fan_repeated", "fan-out: events repeated", |r| Some(count_to_f64(r.edge.fan_out.tally.repeated))),
     ]);
+    figures
+}
+
+fn other_fan_out_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
+    let value = |id, name, of| build_figure(id, name, "µs", None, median(rounds, of));
+    let mut figures = vec![value("fan_200_us", "fan-out to 200, 100 events/s: CPU per delivery", |r| {
+        Some(r.edge.other_fan_outs[0].cpu_us)
+    })];
+    figures.extend(peer.compare(rounds, ["fan_200_peer_us", "fan_200_ratio"], "µs", ratio(1.3, 1.3), |server| {
+        server.other_fan_outs[0].cpu_us
+    }));
+    figures.push(value("fan_5000_us", "fan-out to 5,000, 8 events/s: CPU per delivery", |r| {
+        Some(r.edge.other_fan_outs[1].cpu_us)
+    }));
+    figures.extend(peer.compare(rounds, ["fan_5000_peer_us", "fan_5000_ratio"], "µs", ratio(1.3, 1.3), |server| {
+        server.other_fan_outs[1].cpu_us
+    }));
     figures
 }
 
@@ -326,12 +379,11 @@ fn crowd_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
             median(rounds, |r| Some(r.edge.crowd_p99_ms)),
         ),
     ];
-    let [value, ratio] =
-        peer.compare(rounds, ["crowd_peer_p99_ms", "crowd_p99_ratio"], "ms", None, |server| server.crowd_p99_ms);
-    figures.push(value);
-    if peer.is_former_build {
-        figures.push(ratio);
-    }
+    let [value, compared] =
+        peer.compare(rounds, ["crowd_peer_p99_ms", "crowd_p99_ratio"], "ms", ratio(1.0, 1.0), |server| {
+            server.crowd_p99_ms
+        });
+    figures.extend([value, compared]);
     figures
 }
 

@@ -50,6 +50,9 @@ pub async fn open_subscribed_socket(target: Target, subscription: &ChannelSubscr
     if target.kind == ServerKind::Baseline {
         return ClientSocket::open(target.address, "/ws").await;
     }
+    if target.kind == ServerKind::Nchan {
+        return ClientSocket::open(target.address, &format!("/sub/{}", subscription.channel)).await;
+    }
     let (mut socket, id) = connect_socket(target).await?;
     subscribe_channel(&mut socket, &id, subscription).await?;
     Ok(socket)
@@ -259,16 +262,19 @@ async fn post_event(
     us: u64,
 ) -> io::Result<()> {
     let data = build_event_payload(number, us, EVENT_PAYLOAD_BYTES);
-    let (target, body) = if kind == ServerKind::Baseline {
-        // As large as the frame that the other servers send.
-        let frame = serde_json::json!({ "event": "bench", "channel": channel, "data": data });
-        ("/publish".to_owned(), frame.to_string())
-    } else {
-        let body = serde_json::json!({ "name": "bench", "channel": channel, "data": data }).to_string();
-        (sign_request_path("POST", "events", &body), body)
+    // As large as the frame that the other servers send.
+    let frame = || serde_json::json!({ "event": "bench", "channel": channel, "data": data }).to_string();
+    let (target, body) = match kind {
+        ServerKind::Baseline => ("/publish".to_owned(), frame()),
+        ServerKind::Nchan => (format!("/pub/{channel}"), frame()),
+        _ => {
+            let body = serde_json::json!({ "name": "bench", "channel": channel, "data": data }).to_string();
+            (sign_request_path("POST", "events", &body), body)
+        }
     };
     let (status, body) = connection.fetch_response("POST", &target, body.as_bytes()).await?;
-    if status == 200 {
+    // nchan answers 201 when it has subscribers, and 202 when it has none.
+    if (200..=202).contains(&status) {
         return Ok(());
     }
     Err(io::Error::other(format!("a publish failed with {status}: {}", String::from_utf8_lossy(&body))))

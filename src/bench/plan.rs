@@ -19,6 +19,8 @@ pub struct PeerServer {
 pub enum PeerKind {
     /// A sockudo server in one process.
     Sockudo,
+    /// An nginx with its module nchan, in one process: no Pusher protocol, no signatures, no presence.
+    Nchan,
     /// Another build of this program, to compare two releases in one run.
     Realtime,
 }
@@ -43,6 +45,8 @@ pub struct EdgePlan {
     pub subscribers: usize,
     /// Events per second of the fan-out.
     pub events_per_second: u32,
+    /// Subscribers and events per second of further fan-outs, measured beside nchan.
+    pub other_fan_outs: [(usize, u32); 2],
     /// Publishes per second to the crowd, over all channels.
     pub publishes_per_second: u32,
     /// Duration of each publishing.
@@ -69,6 +73,7 @@ impl EdgePlan {
             sessions: 2_000,
             subscribers: 1_000,
             events_per_second: 50,
+            other_fan_outs: [(200, 100), (5_000, 8)],
             publishes_per_second: 200,
             publishing: Duration::from_secs(8),
             polling: Duration::from_secs(65),
@@ -100,6 +105,9 @@ impl EdgePlan {
         self.members = self.members.min(sockets);
         self.sessions = self.sessions.min(sockets);
         self.subscribers = self.subscribers.min(sockets);
+        for (subscribers, _) in &mut self.other_fan_outs {
+            *subscribers = (*subscribers).min(sockets);
+        }
         self
     }
 
@@ -107,6 +115,7 @@ impl EdgePlan {
     #[must_use]
     pub fn open_files_needed(&self) -> u64 {
         let most = self.sockets.max(self.members).max(self.sessions + self.sessions / 8).max(self.subscribers);
+        let most = self.other_fan_outs.iter().fold(most, |most, (subscribers, _)| most.max(*subscribers));
         most as u64 + 256
     }
 }

@@ -45,10 +45,14 @@ pub async fn run(plan: &EdgePlan, progress: &(dyn Fn(String) + Sync)) -> Result<
 
 /// Reads the peer's own name and version.
 fn read_peer_version(peer: &PeerServer) -> String {
-    let output = std::process::Command::new(&peer.program).arg("--version").output();
-    let version = output.ok().map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let argument = if peer.kind == PeerKind::Nchan { "-v" } else { "--version" };
+    let output = std::process::Command::new(&peer.program).arg(argument).output().ok();
+    // nginx writes it as an error.
+    let output = output.map(|output| if output.stdout.is_empty() { output.stderr } else { output.stdout });
+    let version = output.map(|output| String::from_utf8_lossy(&output).trim().to_owned());
     let kind = match peer.kind {
         PeerKind::Sockudo => "sockudo",
+        PeerKind::Nchan => "nginx with nchan",
         PeerKind::Realtime => "realtime",
     };
     let version = version.filter(|version| !version.is_empty());
@@ -66,6 +70,7 @@ async fn run_round(
     let mut servers = vec![ServerKind::Edge, ServerKind::Baseline];
     let peer_kind = plan.peer.as_ref().map(|peer| match peer.kind {
         PeerKind::Sockudo => ServerKind::Sockudo,
+        PeerKind::Nchan => ServerKind::Nchan,
         PeerKind::Realtime => ServerKind::FormerEdge,
     });
     servers.extend(peer_kind);
@@ -81,17 +86,25 @@ async fn run_round(
         if *kind == ServerKind::Baseline {
             round.echo_ms = fanout::measure_echo(&server).await?.quantile_ms(0.5);
         }
-        let fan = summarize_fan_out(&fanout::measure_fan_out(&server, plan, watch).await?);
+        let size = (plan.subscribers, plan.events_per_second);
+        let fan = summarize_fan_out(&fanout::measure_fan_out(&server, size, plan.publishing, watch).await?);
         match kind {
             ServerKind::Baseline => round.baseline = fan,
             ServerKind::Edge => round.edge.fan_out = fan,
             _ => round.peer.get_or_insert_default().fan_out = fan,
         }
     }
+    if peer_kind == Some(ServerKind::Nchan) {
+        measure_other_fan_outs(plan, &servers, &mut round, watch, report_step).await?;
+    }
     for kind in servers.into_iter().filter(|kind| *kind != ServerKind::Baseline) {
         let into = if kind == ServerKind::Edge { &mut round.edge } else { round.peer.get_or_insert_default() };
         report_step(&format!("{}: {} sockets over {} channels", kind.name(), plan.sockets, plan.channels));
         measure_sockets(plan, kind, into, watch).await?;
+        if kind == ServerKind::Nchan {
+            into.member_kib = f64::NAN;
+            continue;
+        }
         report_step(&format!("{}: {} presence members", kind.name(), plan.members));
         measure_members(plan, kind, into, watch).await?;
     }
@@ -101,6 +114,25 @@ async fn run_round(
     }
     measure_sessions(plan, ServerKind::Fallbacks, &mut round.edge, watch, report_step).await?;
     Ok(round)
+}
+
+async fn measure_other_fan_outs(
+    plan: &EdgePlan,
+    servers: &[ServerKind],
+    round: &mut EdgeRound,
+    watch: &mut HostUsage,
+    report_step: &(dyn Fn(&str) + Sync),
+) -> Result<(), BenchError> {
+    for (number, size) in plan.other_fan_outs.into_iter().enumerate() {
+        for kind in servers.iter().filter(|kind| **kind != ServerKind::Baseline) {
+            report_step(&format!("{}: fan-out to {} subscribers", kind.name(), size.0));
+            let server = ServerProcess::start(*kind, plan.peer.as_ref()).await?;
+            let fan = summarize_fan_out(&fanout::measure_fan_out(&server, size, plan.publishing, watch).await?);
+            let into = if *kind == ServerKind::Edge { &mut round.edge } else { round.peer.get_or_insert_default() };
+            into.other_fan_outs[number] = fan;
+        }
+    }
+    Ok(())
 }
 
 async fn measure_sessions(
@@ -129,7 +161,7 @@ async fn measure_sockets(
             .map(|socket| ChannelSubscription::in_private_channel(socket % plan.channels))
             .collect(),
         publishing: Some(PublishSchedule::new(channels, plan.publishes_per_second, plan.publishing)),
-        measure_release: kind != ServerKind::Sockudo,
+        measure_release: !matches!(kind, ServerKind::Sockudo | ServerKind::Nchan),
     };
     let crowd = sockets::run(&server, order, watch).await?;
     (into.accept_us, into.plain_kib, into.released_ratio) = (crowd.accept_us, crowd.held_kib, crowd.released_ratio);

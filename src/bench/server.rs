@@ -23,6 +23,9 @@ use crate::protocol::registry::{App, AppRegistry};
 /// Bounds the time until a started server is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The module of nginx, beside the folder of the program.
+const NCHAN_MODULE: &str = "lib/nginx/modules/ngx_nchan_module.so";
+
 /// Bounds the output of a server in the error that it did not start, in characters from the end.
 const OUTPUT_TAIL_LEN: usize = 2_000;
 
@@ -112,6 +115,10 @@ impl ServerProcess {
             ServerKind::Sockudo => {
                 let program = require_program(kind, peer_program)?;
                 (build_sockudo_command(program, files.path(), public)?, (public, "/up"))
+            }
+            ServerKind::Nchan => {
+                let program = require_program(kind, peer_program)?;
+                (build_nchan_command(program, files.path(), public)?, (public, "/up"))
             }
             ServerKind::Baseline => (build_baseline_command(public, second)?, (public, "/up")),
         };
@@ -350,6 +357,40 @@ fn sockudo_toml(public: SocketAddr) -> String {
          \n[app_manager.array.apps.policy.limits]\nmax_connections = 100000\nmax_client_events_per_second = 10\n\
          max_presence_members_per_channel = 100\n\
          \n[app_manager.array.apps.policy.features]\nenable_client_messages = true\n"
+    );
+    text
+}
+
+/// Builds the command of an nginx with nchan in one process, as it answers fastest: no log, no buffer of messages.
+fn build_nchan_command(program: &Path, files: &Path, public: SocketAddr) -> Result<Command, BenchError> {
+    // Debian's folders: `sbin/nginx` and `lib/nginx/modules`.
+    let module = program.parent().and_then(Path::parent).map(|root| root.join(NCHAN_MODULE));
+    let module = module.filter(|module| module.is_file());
+    let module = module
+        .ok_or_else(|| start_error(ServerKind::Nchan, format!("no {NCHAN_MODULE} beside the program's folder")))?;
+    let path = files.join("nginx.conf");
+    std::fs::write(&path, nchan_configuration(&module, files, public))
+        .map_err(BenchError::from_io("nginx's configuration cannot be written"))?;
+    let mut command = Command::new(program);
+    command.arg("-p").arg(files).arg("-c").arg(path).arg("-e").arg("stderr").env_clear();
+    Ok(command)
+}
+
+fn nchan_configuration(module: &Path, files: &Path, public: SocketAddr) -> String {
+    let (module, files) = (module.display(), files.display());
+    let mut text = format!(
+        "load_module {module};\ndaemon off;\nmaster_process off;\nworker_processes 1;\nworker_rlimit_nofile 65536;\n\
+         pid {files}/nginx.pid;\nerror_log stderr error;\nevents {{ worker_connections 32768; }}\nhttp {{\n\
+         access_log off;\ntcp_nodelay on;\nkeepalive_timeout 1h;\nkeepalive_requests 100000000;\n"
+    );
+    for name in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        let _ = writeln!(text, "{name}_temp_path {files}/{name};");
+    }
+    let _ = write!(
+        text,
+        "server {{\nlisten {public} backlog=4096;\nlocation = /up {{ return 200; }}\n\
+         location ~ ^/sub/(.+)$ {{ nchan_subscriber websocket; nchan_channel_id $1; nchan_store_messages off; }}\n\
+         location ~ ^/pub/(.+)$ {{ nchan_publisher http; nchan_channel_id $1; nchan_store_messages off; }}\n}}\n}}\n"
     );
     text
 }

@@ -20,6 +20,8 @@ pub enum ServerKind {
     Fallbacks,
     /// A sockudo server in one process.
     Sockudo,
+    /// An nginx with nchan in one process, over WebSocket.
+    Nchan,
     /// An edge of another build, over WebSocket.
     FormerEdge,
     /// An edge of another build, over the HTTP fallbacks.
@@ -37,6 +39,7 @@ impl ServerKind {
             Self::Edge => "edge",
             Self::Fallbacks => "edge with the fallbacks",
             Self::Sockudo => "sockudo",
+            Self::Nchan => "nchan",
             Self::FormerEdge => "former edge",
             Self::FormerFallbacks => "former edge with the fallbacks",
             Self::Baseline => "bare axum",

@@ -58,6 +58,7 @@ enum BenchCommand {
 #[derive(clap::Args)]
 #[command(after_help = "Begin with:   cargo run --release -- bench edge --quick\n\
                         Beside sockudo, installed for you:  benches/edge-against-sockudo\n\
+                        Beside nginx with nchan, installed for you:  benches/edge-against-nchan\n\
                         Three edges over a Redis:           benches/pods (or with --quick --pods 3)")]
 struct EdgeArguments {
     /// Smaller crowds and fewer rounds: under 3 minutes
@@ -66,7 +67,8 @@ struct EdgeArguments {
     /// Edges that share a Redis, measured beside a single one: 2 or more, 3 as documented; under 6 minutes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=16))]
     pods: Option<u8>,
-    /// Another server to measure in the same run: `sockudo=PATH`, or `realtime=PATH` for another build of this program
+    /// Another server to measure in the same run: `sockudo=PATH`, `nchan=PATH` for an nginx with that module, or
+    /// `realtime=PATH` for another build of this program
     #[arg(long, value_name = "NAME=PATH", value_parser = parse_peer)]
     peer: Option<PeerServer>,
     /// Text for people, or JSON
@@ -141,12 +143,14 @@ enum Output {
 fn parse_peer(text: &str) -> Result<PeerServer, String> {
     let (kind, path) = match text.split_once('=') {
         Some(("sockudo", path)) if !path.is_empty() => (PeerKind::Sockudo, path),
+        Some(("nchan", path)) if !path.is_empty() => (PeerKind::Nchan, path),
         Some(("realtime", path)) if !path.is_empty() => (PeerKind::Realtime, path),
-        _ => return Err("write sockudo=PATH or realtime=PATH, with the path of its program".to_owned()),
+        _ => return Err("write sockudo=PATH, nchan=PATH or realtime=PATH, with the path of its program".to_owned()),
     };
     match (PathBuf::from_str(path), kind) {
         (Ok(program), _) if program.is_file() => Ok(PeerServer { kind, program }),
         (_, PeerKind::Sockudo) => Err(format!("{path} is no file: build sockudo with benches/edge-against-sockudo")),
+        (_, PeerKind::Nchan) => Err(format!("{path} is no file: name the nginx of benches/edge-against-nchan")),
         (_, PeerKind::Realtime) => Err(format!("{path} is no file: name the `realtime` of another release build")),
     }
 }
@@ -198,8 +202,8 @@ async fn bench_pipeline(arguments: PipelineArguments) -> u8 {
 
 async fn bench_edge(arguments: EdgeArguments) -> u8 {
     let progress = |what: String| eprintln!("{what}");
-    let sockudo = arguments.peer.as_ref().is_some_and(|peer| peer.kind == PeerKind::Sockudo);
-    if sockudo && arguments.pods.is_some() {
+    let foreign = arguments.peer.as_ref().is_some_and(|peer| peer.kind != PeerKind::Realtime);
+    if foreign && arguments.pods.is_some() {
         eprintln!("realtime: --pods measures our edges alone: leave out --peer, or compare with --peer realtime=PATH");
         return BAD_INPUT_EXIT_CODE;
     }
