@@ -209,6 +209,16 @@ pub const VARIABLE_TABLE: &[Variable] = &[
             "Clients that may be connected to the edge at once; more are closed with 4100. With 0, as many as fit into the memory limit of its container: one in 20 KiB beyond 64 MiB, and at most 100000.",
         ),
     ),
+    mark_since(
+        "0.2.0",
+        define_variable(
+            VariableKey::MetricsApps,
+            ValueKind::Number(0, 10_000),
+            Requirement::Default("50"),
+            EDGE_SERVERS,
+            "Apps with series of their own in the metrics by app; all others share the series of `_other`. Each app has four.",
+        ),
+    ),
     define_variable(
         VariableKey::PeerAddress,
         ValueKind::Address,

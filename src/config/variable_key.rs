@@ -66,6 +66,8 @@ define_variables! {
     BasePath, BASE_PATH = "REALTIME_BASE_PATH";
     /// Connections that an edge may have.
     ConnectionsMax, CONNECTIONS_MAX = "REALTIME_CONNECTIONS_MAX";
+    /// Apps with series of their own in the metrics.
+    MetricsApps, METRICS_APPS = "REALTIME_METRICS_APPS";
     /// Address of the listener for other edges.
     PeerAddress, PEER_ADDRESS = "REALTIME_PEER_ADDRESS";
     /// Address of the pod.

@@ -14,6 +14,7 @@ impl VariableKey {
             | Self::ActivityTimeoutSeconds
             | Self::KeepAliveSeconds
             | Self::BasePath
+            | Self::MetricsApps
             | Self::SockjsScripts
             | Self::SockjsCookie
             | Self::Webhooks

@@ -1,11 +1,14 @@
-//! The metrics of an edge. Labels take values from fixed lists only, so that no client can make series.
+//! The metrics of an edge. Labels take values from fixed lists, and from a bounded number of apps, so that no client can
+//! make series.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::edge::drop_reason::DropReason;
+use crate::process::app_series::AppSeries;
 use crate::process::metrics::{DurationHistogram, LabelValue, Labeled, RegistryReadResult, label_values, metric_table};
 use crate::protocol::Transport;
+use crate::protocol::registry::AppRegistry;
 use crate::protocol::relay::RelayRefusal;
 
 impl LabelValue for Transport {
@@ -162,6 +165,14 @@ metric_table! {
     pub struct EdgeMetrics of "edge" {
         /// Sessions that are open now.
         connections: Labeled<Transport, Gauge> => "Add edges before memory or CPU runs out.",
+        /// Sessions that are open now, by app.
+        app_connections: AppSeries<Gauge> => "Compare it with the app's `limits.connections`.",
+        /// Frames that were queued for sessions, by app.
+        app_frames: AppSeries<Counter> => "Nothing; it is the part of the app in the load of the edge.",
+        /// Client events that were accepted, by app.
+        app_client_events: AppSeries<Counter> => "Nothing; it is the load by clients of the app.",
+        /// Events that were published over the HTTP API, by app.
+        app_events_published: AppSeries<Counter> => "Nothing; it is the load by the backend of the app.",
         /// Sessions that were opened.
         connections_opened: Labeled<Transport, Counter> =>
             "If it grows faster than `realtime_edge_connections`, find out why clients reconnect: a proxy, or a drain.",
@@ -241,6 +252,15 @@ metric_table! {
 }
 
 impl EdgeMetrics {
+    /// Gives series of their own to the apps of a registry, to `most` at most.
+    pub fn list_apps(&self, registry: &AppRegistry, most: usize) {
+        let apps = || registry.apps().map(|app| app.id.as_str());
+        self.app_connections.list_apps(apps(), most);
+        self.app_frames.list_apps(apps(), most);
+        self.app_client_events.list_apps(apps(), most);
+        self.app_events_published.list_apps(apps(), most);
+    }
+
     /// Counts a changed app registry, by whether it is valid.
     pub fn count_registry_read(&self, applied: bool) {
         let result = if applied { RegistryReadResult::Applied } else { RegistryReadResult::Refused };

@@ -1,4 +1,5 @@
-//! The labels of metrics. Their values come from enums only, so that no client, app or channel can create a series.
+//! The labels of metrics. Their values come from enums, so that no client or channel can create a series; the number of
+//! series per app is bounded.
 //!
 //! The derives of `prometheus-client` write the names of variants, in camel case; [`label_values`] writes words in snake
 //! case.
@@ -59,7 +60,7 @@ pub(crate) use label_values;
 pub struct MetricLabel {
     /// The name of the label.
     pub name: &'static str,
-    /// Every value with its meaning; empty for the namespaces and names of clusters.
+    /// Every value with its meaning; empty for ids of apps, and for the namespaces and names of clusters.
     pub values: Vec<(&'static str, &'static str)>,
 }
 

@@ -5,6 +5,7 @@
 
 pub mod address_counts;
 pub mod admin;
+pub mod app_series;
 pub mod bounded_listener;
 pub mod build;
 pub mod clock;

@@ -102,6 +102,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         | VariableKey::AnnotationsPath
         | VariableKey::Leases
         | VariableKey::Log
+        | VariableKey::MetricsApps
         | VariableKey::AwsStsRegionalEndpoints
         | VariableKey::AwsDefaultRegion
         | VariableKey::AwsContainerCredentialsFullUri

@@ -161,6 +161,7 @@ async fn broadcast_event(shared: &Hub, (app, limits): (&AppId, AppLimits), event
     let mut unavailable = None;
     let last_event_ttl = Duration::from_secs(limits.cache_seconds.into());
     shared.metrics.events_published.inc();
+    shared.metrics.app_events_published.of_app(app.as_str()).inc();
     let mut messages = Vec::with_capacity(event.channels.len());
     for channel in &event.channels {
         let subject = ChannelKey { app: app.clone(), channel: channel.clone() };

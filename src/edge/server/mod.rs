@@ -43,6 +43,7 @@ use crate::edge::relay;
 use crate::edge::relay::{RelayServer, SessionRelay};
 use crate::edge::server::admin::{build_admin_handlers, serve_admin};
 use crate::edge::server::drain::EdgeDrain;
+use crate::edge::server::load::{LoadExchange, PeerLoads};
 use crate::edge::server::shutdown::EdgeLifecycle;
 use crate::edge::server::stream_check::StreamCheck;
 use crate::edge::session::opener::SessionOpener;
@@ -138,12 +139,29 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         offline_grace_tasks: TaskTracker::new(),
     });
     let (fallback, stop) = (Arc::new(XhrSessions::default()), CancellationToken::new());
-    let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
+    let loads = Arc::<PeerLoads>::default();
+    let drain = EdgeDrain::new(&values, shared.clone(), opener.clone(), loads.clone());
 
     let tasks = TaskTracker::new();
-    tasks.spawn(opener.sessions.clone().follow_apps(apps.subscribe(), stop.clone()));
+    let app_series_max = usize::try_from(values.number(name::METRICS_APPS)).unwrap_or(usize::MAX);
+    let changes = apps.subscribe();
+    shared.metrics.list_apps(&changes.borrow(), app_series_max);
+    tasks.spawn(opener.sessions.clone().follow_apps(changes, app_series_max, stop.clone()));
     tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
     tasks.spawn(fan_out::deliver_bus_frames(shared.clone(), messages, stop.clone()));
+    let exchange = LoadExchange {
+        bus: shared.bus.clone(),
+        process: process.clone(),
+        server: values.server().name().to_owned(),
+        opener: opener.clone(),
+        sessions_max: capacity.sessions,
+        is_serving: {
+            let drain = drain.clone();
+            Box::new(move || drain.is_serving())
+        },
+        loads,
+    };
+    tasks.spawn(exchange.run(stop.clone()));
     if let Some(decided) = decided {
         tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
     }

@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
@@ -90,6 +92,10 @@ pub struct Session {
     changed: Notify,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
+    /// The open sessions of its app.
+    app_connections: Gauge,
+    /// The frames of its app.
+    app_frames: Counter,
 }
 
 struct SessionState {
@@ -136,6 +142,8 @@ impl Session {
             liveness: LivenessTracker::new(now, activity_timeout),
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
+        let (app_connections, app_frames) =
+            (metrics.app_connections.of_app(app.as_str()), metrics.app_frames.of_app(app.as_str()));
         Arc::new(Self {
             socket,
             app,
@@ -146,6 +154,8 @@ impl Session {
             state,
             changed,
             budget,
+            app_connections,
+            app_frames,
             metrics,
         })
     }
@@ -170,7 +180,7 @@ impl Session {
             }
             let waiting = match state.write_directly(&frame) {
                 DirectWrite::Written => {
-                    self.metrics.frames.inc();
+                    self.count_frame();
                     return;
                 }
                 DirectWrite::Partial(rest) => {
@@ -189,11 +199,16 @@ impl Session {
                 || state.bytes > QUEUED_BYTES_MAX
                 || (total > TOTAL_QUEUED_BYTES_MAX && state.bytes > FAIR_SHARE_BYTES)
         };
-        self.metrics.frames.inc();
+        self.count_frame();
         if slow {
             self.close_slow_consumer();
         }
         self.changed.notify_waiters();
+    }
+
+    fn count_frame(&self) {
+        self.metrics.frames.inc();
+        self.app_frames.inc();
     }
 
     /// Ends a session whose subscription waits so long for the bus that no more frames can be held back for it.

@@ -64,18 +64,26 @@ impl SessionRegistry {
             open.insert(session.socket.clone(), session.clone());
         }
         self.metrics.connections.with_label(transport).inc();
+        session.app_connections.inc();
         self.metrics.connections_opened.with_label(transport).inc();
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone(), _source_slot: slot })
     }
 
-    /// Closes the sessions of removed and disabled apps after each change of the registry, until the token is cancelled.
-    pub async fn follow_apps(self: Arc<Self>, mut apps: watch::Receiver<Arc<AppRegistry>>, stop: CancellationToken) {
+    /// Follows the registry until the token is cancelled: closes the sessions of removed and disabled apps, and gives series
+    /// of the metrics to `app_series_max` apps at most.
+    pub async fn follow_apps(
+        self: Arc<Self>,
+        mut apps: watch::Receiver<Arc<AppRegistry>>,
+        app_series_max: usize,
+        stop: CancellationToken,
+    ) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = apps.changed() => if changed.is_err() { return },
             }
             let registry = apps.borrow_and_update().clone();
+            self.metrics.list_apps(&registry, app_series_max);
             self.close_sessions_of_removed_apps(&registry);
         }
     }
@@ -119,5 +127,6 @@ impl Drop for SessionGuard {
         self.sessions.lock_open().remove(&self.session.socket);
         self.sessions.log.write(|| closing_entry(&self.session));
         self.sessions.metrics.connections.with_label(self.session.transport).dec();
+        self.session.app_connections.dec();
     }
 }
