@@ -31,8 +31,8 @@ const SHARD_COUNT: usize = 16;
 /// more is closed, since the bus is too slow for the channel.
 pub const HELD_FRAMES_MAX: usize = QUEUED_FRAMES_MAX;
 
-/// Subscribers that a frame is delivered to before other tasks run: about a millisecond of writes.
-const SLICE_SUBSCRIBERS: usize = 256;
+/// Subscribers that a frame is delivered to before other tasks run: about two milliseconds of writes.
+const SLICE_SUBSCRIBERS: usize = 512;
 
 /// Frames that wait for the delivery of another one of their channel: as many as may wait for a client.
 const WAITING_FRAMES_MAX: usize = QUEUED_FRAMES_MAX;
