@@ -6,6 +6,7 @@
 
 use super::protocol;
 
+pub mod bus_frame;
 pub mod channel_name;
 pub mod client_message;
 pub mod fallback;
@@ -24,6 +25,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Every property.
 pub const TARGETS: &[Target] = &[
+    ("bus_frame", bus_frame::check),
     ("channel_name", channel_name::check),
     ("client_message", client_message::check),
     ("fallback", fallback::check),

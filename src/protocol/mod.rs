@@ -8,6 +8,7 @@
 //! Pure. This room must not know I/O, clocks or configuration: the caller passes the time.
 
 pub mod admin;
+pub mod bus_frame;
 pub mod channel;
 pub mod client_json;
 pub mod connection_log;

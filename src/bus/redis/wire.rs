@@ -1,28 +1,10 @@
-//! Encoding of frames between processes: one line of JSON with the address, then the frame unchanged.
+//! Frames of the bus as messages of the publish/subscribe channel.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 use super::super::{BroadcastFrame, BusError, ChannelKey};
-use crate::protocol::record::EventOrder;
-use crate::protocol::{AppId, ChannelName, SocketId};
-
-/// The sender of frames that a script published: every process delivers them, the one that ran the script included.
-const SCRIPT_SENDER: &str = "";
-
-#[derive(Serialize, Deserialize)]
-struct FrameHeader {
-    from: String,
-    app: AppId,
-    channel: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    except: Option<SocketId>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    ends: bool,
-    /// `EPOCH:SEQ` of the membership change that the frame reports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    order: Option<String>,
-}
+use crate::protocol::SocketId;
+use crate::protocol::bus_frame::{BusFrameHeader, SCRIPT_SENDER};
 
 /// Outcome of decoding a message of the bus.
 pub(super) enum DecodedFrame {
@@ -35,54 +17,35 @@ pub(super) enum DecodedFrame {
 }
 
 pub(super) fn encode(message: &BroadcastFrame, process: &str) -> Result<Bytes, BusError> {
-    let header = FrameHeader {
-        from: process.to_owned(),
-        app: message.subject.app.clone(),
-        channel: message.subject.channel.to_string(),
-        except: message.except.clone(),
-        ends: message.ends,
-        order: None,
-    };
-    let mut bytes = serde_json::to_vec(&header).map_err(|error| BusError::Unavailable(error.to_string()))?;
-    bytes.push(b'\n');
-    bytes.extend_from_slice(&message.frame);
-    Ok(bytes.into())
+    let header = address(&message.subject, process, message.except.as_ref(), message.ends);
+    header.encode_with(&message.frame).map(Bytes::from).map_err(|error| BusError::Unavailable(error.to_string()))
 }
 
 /// Returns the header of a frame that a script publishes, without its closing brace: the script adds the order.
 pub(super) fn script_header_start(subject: &ChannelKey, except: Option<&SocketId>) -> Result<String, BusError> {
-    let header = FrameHeader {
-        from: SCRIPT_SENDER.to_owned(),
-        app: subject.app.clone(),
-        channel: subject.channel.to_string(),
-        except: except.cloned(),
-        ends: false,
-        order: None,
-    };
-    let mut text = serde_json::to_string(&header).map_err(|error| BusError::Unavailable(error.to_string()))?;
+    let header = address(subject, SCRIPT_SENDER, except, false);
+    let mut text = header.encode().map_err(|error| BusError::Unavailable(error.to_string()))?;
     text.pop();
     Ok(text)
 }
 
-fn parse_order(text: &str) -> Option<EventOrder> {
-    let (epoch, seq) = text.split_once(':')?;
-    Some(EventOrder { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
+fn address(subject: &ChannelKey, from: &str, except: Option<&SocketId>, ends: bool) -> BusFrameHeader {
+    let ChannelKey { app, channel } = subject.clone();
+    BusFrameHeader { from: from.to_owned(), app, channel, except: except.cloned(), ends, order: None }
 }
 
 pub(super) fn decode(bytes: &Bytes, process: &str) -> DecodedFrame {
-    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return DecodedFrame::Malformed };
-    let Ok(header) = serde_json::from_slice::<FrameHeader>(&bytes[..end]) else { return DecodedFrame::Malformed };
+    let Some((header, frame)) = BusFrameHeader::parse(bytes) else { return DecodedFrame::Malformed };
     if header.from == process {
         return DecodedFrame::FromSelf;
     }
-    let Ok(channel) = ChannelName::parse_any(&header.channel) else { return DecodedFrame::Malformed };
-    let subject = ChannelKey { app: header.app, channel };
+    let BusFrameHeader { app, channel, except, ends, order, .. } = header;
     DecodedFrame::Frame(BroadcastFrame {
-        subject,
-        frame: bytes.slice(end + 1..),
-        except: header.except,
-        ends: header.ends,
-        order: header.order.as_deref().and_then(parse_order),
+        subject: ChannelKey { app, channel },
+        frame: bytes.slice_ref(frame),
+        except,
+        ends,
+        order,
         issued_at: None,
     })
 }
@@ -90,6 +53,8 @@ pub(super) fn decode(bytes: &Bytes, process: &str) -> DecodedFrame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::ChannelName;
+    use crate::protocol::record::EventOrder;
 
     #[test]
     fn a_frame_is_decoded_unchanged_by_other_processes_only() {
