@@ -9,13 +9,14 @@ use futures::future::{BoxFuture, ready};
 use tokio::sync::mpsc;
 use ulid::Ulid;
 
+use super::load::EdgeLoad;
 use super::memory_sessions::MemorySessionOwners;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::reports::{report_channel, report_frame};
 use super::{
     Broadcast, BroadcastFrame, BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
     DecidedTransitions, Health, JoinLimits, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD,
-    LastEvent, LastEventLookup, Membership, RemoteTransitions, SessionDirectory, Transition, tombstone_ttl,
+    LastEvent, LastEventLookup, LoadBoard, Membership, RemoteTransitions, SessionDirectory, Transition, tombstone_ttl,
 };
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::{self, PresenceMember};
@@ -283,6 +284,16 @@ impl SessionDirectory for MemoryBus {
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
         lock_unpoisoned(&self.store.sessions).report_lost_send(session, owner);
         Box::pin(ready(Ok(())))
+    }
+}
+
+impl LoadBoard for MemoryBus {
+    fn exchange_load<'a>(
+        &'a self,
+        process: &'a str,
+        load: &'a EdgeLoad,
+    ) -> BoxFuture<'a, Result<Vec<EdgeLoad>, BusError>> {
+        Box::pin(ready(Ok(lock_unpoisoned(&self.store.sessions).exchange_load(process, load, Instant::now()))))
     }
 }
 

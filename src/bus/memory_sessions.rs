@@ -1,9 +1,10 @@
-//! Session owners and heartbeats of the bus in memory.
+//! Session owners, heartbeats and loads of the bus in memory.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::load::{EdgeLoad, LOAD_TTL};
 use super::relay::{HeartbeatResponse, LOST_SENDS_MAX, PEER_LEASE_TTL, RelayPeer, SESSION_ENTRY_TTL};
 
 /// Session owners, live processes, and the sessions that lost a message.
@@ -13,6 +14,7 @@ pub(super) struct MemorySessionOwners {
     owners: HashMap<String, (String, Instant)>,
     alive_peers: HashMap<String, (IpAddr, Instant)>,
     lost_sends: HashMap<String, Vec<String>>,
+    loads: HashMap<String, (EdgeLoad, Instant)>,
 }
 
 impl MemorySessionOwners {
@@ -32,6 +34,12 @@ impl MemorySessionOwners {
             was_registered: known,
             sessions_with_lost_sends: lost_sends,
         }
+    }
+
+    pub(super) fn exchange_load(&mut self, process: &str, load: &EdgeLoad, now: Instant) -> Vec<EdgeLoad> {
+        self.loads.retain(|_, (_, until)| *until > now);
+        self.loads.insert(process.to_owned(), (load.clone(), now + LOAD_TTL));
+        self.loads.iter().filter(|(other, _)| *other != process).map(|(_, (load, _))| load.clone()).collect()
     }
 
     pub(super) fn claim_session(&mut self, session: &str, process: &str, now: Instant) -> Option<String> {

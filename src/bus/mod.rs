@@ -9,6 +9,7 @@
 //!
 //! This room must not know transports, sockets or records.
 
+mod load;
 mod memory;
 mod memory_sessions;
 mod receipt;
@@ -24,6 +25,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+pub use load::EdgeLoad;
 pub use memory::MemoryBus;
 pub use receipt::{DecidedTransition, DecidedTransitions, Receipt};
 pub use redis::{BusTiming, RedisAddress, RedisBus, check_store};
@@ -333,6 +335,16 @@ pub trait SessionDirectory: Health {
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>>;
 }
 
+/// The load of the edges of one cluster.
+pub trait LoadBoard: Send + Sync {
+    /// Shares the load of a process for [`load::LOAD_TTL`], and returns those of the others that are alive.
+    fn exchange_load<'a>(
+        &'a self,
+        process: &'a str,
+        load: &'a EdgeLoad,
+    ) -> BoxFuture<'a, Result<Vec<EdgeLoad>, BusError>>;
+}
+
 /// State of the bus's connection to its store.
 pub trait Health: Send + Sync {
     /// Whether the store answers, so that other processes can be reached.
@@ -345,6 +357,6 @@ pub trait Health: Send + Sync {
 }
 
 /// One process's connection to the bus, with all its parts. A user that needs one part takes that trait alone.
-pub trait Bus: Membership + Broadcast + ChannelStore + SessionDirectory + Health {}
+pub trait Bus: Membership + Broadcast + ChannelStore + SessionDirectory + LoadBoard + Health {}
 
-impl<T: Membership + Broadcast + ChannelStore + SessionDirectory + Health> Bus for T {}
+impl<T: Membership + Broadcast + ChannelStore + SessionDirectory + LoadBoard + Health> Bus for T {}

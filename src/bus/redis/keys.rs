@@ -56,6 +56,11 @@ impl KeySpace {
         format!("rt:{}:peers", self.cluster)
     }
 
+    /// Load of each live process of this cluster.
+    pub fn loads_key(&self) -> String {
+        format!("rt:{}:loads", self.cluster)
+    }
+
     /// Process that owns a session. The group shares it, so that the session of another cluster is known as one.
     pub fn session_owner_key(&self, session: &str) -> String {
         format!("rt:{}:session:{session}", self.group)

@@ -50,11 +50,12 @@ pub use self::store_check::check_store;
 use self::subscription::SubscriptionState;
 use self::terminations::Terminations;
 pub use self::timing::BusTiming;
+use super::load::EdgeLoad;
 use super::relay::{HeartbeatResponse, RelayPeer};
 use super::{
     Broadcast, BroadcastFrame, BusError, BusScope, ChannelInfo, ChannelKey, ChannelStore, CountUpdate,
-    DecidedTransitions, Health, JoinLimits, JoinOutcome, LastEvent, LastEventLookup, Membership, RemoteTransitions,
-    SessionDirectory,
+    DecidedTransitions, Health, JoinLimits, JoinOutcome, LastEvent, LastEventLookup, LoadBoard, Membership,
+    RemoteTransitions, SessionDirectory,
 };
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::PresenceMember;
@@ -357,6 +358,16 @@ impl SessionDirectory for RedisBus {
 
     fn report_lost_send<'a>(&'a self, session: &'a str, owner: &'a str) -> BoxFuture<'a, Result<(), BusError>> {
         Box::pin(self.sessions.report_lost_send(session, owner))
+    }
+}
+
+impl LoadBoard for RedisBus {
+    fn exchange_load<'a>(
+        &'a self,
+        process: &'a str,
+        load: &'a EdgeLoad,
+    ) -> BoxFuture<'a, Result<Vec<EdgeLoad>, BusError>> {
+        Box::pin(self.sessions.exchange_load(process, load))
     }
 }
 

@@ -1,6 +1,6 @@
--- Registers a process as alive, and returns every process that is alive.
--- KEYS: the processes; ARGV: process, its address, TTL of the registration in ms
--- Out: '1' if the process was registered before, else '0'; then process and address of each that is alive.
+-- Registers a value of a process, such as its address, and returns those of every process that is alive.
+-- KEYS: the processes; ARGV: process, its value, TTL of the registration in ms
+-- Out: '1' if the process was registered before, else '0'; then process and value of each that is alive.
 local process_ttl_ms = ARGV[3]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

@@ -1,5 +1,5 @@
-//! Session owners in Redis: one key for each session, one for all live processes, and one for each process with its
-//! sessions that lost a message. No call uses two of them together, so each may be in another slot.
+//! Session owners in Redis: one key for each session, one for all live processes and one for their loads, and one for each
+//! process with its sessions that lost a message. No call uses two of them together, so each may be in another slot.
 
 use fred::clients::Client;
 use fred::interfaces::KeysInterface;
@@ -7,6 +7,7 @@ use fred::types::scripts::Script;
 use fred::types::{Expiration, SetOptions};
 
 use super::super::BusError;
+use super::super::load::{EdgeLoad, LOAD_TTL};
 use super::super::relay::{HeartbeatResponse, LOST_SENDS_MAX, PEER_LEASE_TTL, RelayPeer, SESSION_ENTRY_TTL};
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, to_bus_error};
 use super::keys::KeySpace;
@@ -44,6 +45,15 @@ impl SessionOwners {
         let peers = rest.chunks_exact(2).filter_map(peer).collect();
         let lost_sends = self.run(&self.take_lost_script, self.names.lost_sends_key(&process), Vec::new()).await?;
         Ok(HeartbeatResponse { peers, was_registered: known == "1", sessions_with_lost_sends: lost_sends })
+    }
+
+    /// A load is registered as an address is, with another TTL.
+    pub(super) async fn exchange_load(&self, process: &str, load: &EdgeLoad) -> Result<Vec<EdgeLoad>, BusError> {
+        let arguments = vec![process.to_owned(), load.to_text(), LOAD_TTL.as_millis().to_string()];
+        let answer = self.run(&self.heartbeat_script, self.names.loads_key(), arguments).await?;
+        let (_, loads) = answer.split_first().ok_or_else(malformed_answer)?;
+        let others = loads.chunks_exact(2).filter(|pair| pair[0] != process);
+        Ok(others.filter_map(|pair| EdgeLoad::parse(&pair[1])).collect())
     }
 
     pub(super) async fn claim_session(&self, session: &str, process: &str) -> Result<Option<String>, BusError> {

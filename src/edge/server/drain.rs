@@ -4,8 +4,8 @@
 //! served and admitted, because load balancers learn of it late; then every session is closed at a pace, because pusher-js
 //! reconnects at once and without jitter. An edge that was drained on request stays drained until it ends.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -18,6 +18,7 @@ use crate::config::{ServerConfig, name};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::release_quota_slot;
 use crate::edge::hub::core::Hub;
+use crate::edge::server::load::PeerLoads;
 use crate::edge::session::Session;
 use crate::edge::session::opener::SessionOpener;
 use crate::process::admin;
@@ -41,7 +42,8 @@ const QUOTA_RELEASE_TIMEOUT: Duration = Duration::from_millis(100);
 const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The error for a query that asks for something else.
-const INVALID_QUERY_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second; share is a whole \
+const INVALID_QUERY_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second; without it, 4100 \
+     when the other servers are near their limit with these clients, else 4200; share is a whole \
      number from 1 to 100, the percentage of the clients to move while the server serves on";
 
 /// Time between two lines of progress.
@@ -68,26 +70,26 @@ pub struct DrainProgress {
     pub stage: DrainStage,
     /// Sessions that are still open.
     pub sessions: usize,
-    /// The close code that they receive.
+    /// The close code that they receive; before the closing begins, the one that they would receive now.
     pub code: u16,
 }
 
 /// The parameters of a request to drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct DrainRequest {
-    /// The close code that clients receive.
-    code: u16,
+    /// The close code that clients receive; `None` to choose it by the load of the other edges.
+    code: Option<u16>,
     /// The percentage of the clients to move while the server serves on; `None` to drain.
     share: Option<usize>,
 }
 
 impl DrainRequest {
     fn parse(query: &str) -> Result<Self, String> {
-        let mut request = Self { code: code::RECONNECT, share: None };
+        let mut request = Self { code: None, share: None };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match (&*name, &*value) {
-                ("code", "4200") => request.code = code::RECONNECT,
-                ("code", "4100") => request.code = code::OVER_CAPACITY,
+                ("code", "4200") => request.code = Some(code::RECONNECT),
+                ("code", "4100") => request.code = Some(code::OVER_CAPACITY),
                 ("share", share) => {
                     let share = share.parse().ok().filter(|share| (1..=100).contains(share));
                     request.share = Some(share.ok_or(INVALID_QUERY_MESSAGE)?);
@@ -103,6 +105,9 @@ impl DrainRequest {
 pub struct EdgeDrain {
     shared: Arc<Hub>,
     opener: Arc<SessionOpener>,
+    loads: Arc<PeerLoads>,
+    /// The close code of the drain, once it is chosen.
+    code: OnceLock<u16>,
     hold: Duration,
     window: Duration,
     stage: watch::Sender<DrainStage>,
@@ -112,17 +117,23 @@ pub struct EdgeDrain {
 
 impl EdgeDrain {
     /// A drain that has not begun.
-    pub fn new(values: &ServerConfig, shared: Arc<Hub>, opener: Arc<SessionOpener>) -> Arc<Self> {
+    pub fn new(
+        values: &ServerConfig,
+        shared: Arc<Hub>,
+        opener: Arc<SessionOpener>,
+        loads: Arc<PeerLoads>,
+    ) -> Arc<Self> {
         let seconds = |variable| Duration::from_secs(values.number(variable));
         let (hold, window) = (seconds(name::DRAIN_HOLD_SECONDS), seconds(name::DRAIN_WINDOW_SECONDS));
         let (stage, is_moving_share) = (watch::Sender::new(DrainStage::Serving), AtomicBool::new(false));
-        Arc::new(Self { shared, opener, hold, window, stage, is_moving_share })
+        Arc::new(Self { shared, opener, loads, code: OnceLock::new(), hold, window, stage, is_moving_share })
     }
 
     /// The stage of the drain.
     pub fn progress(&self) -> DrainProgress {
         let sessions = self.opener.sessions.open_count();
-        DrainProgress { stage: *self.stage.borrow(), sessions, code: self.opener.draining.close_reason().code }
+        let code = self.code.get().copied().unwrap_or_else(|| self.loads.close_code(sessions));
+        DrainProgress { stage: *self.stage.borrow(), sessions, code }
     }
 
     /// Whether clients should be sent here.
@@ -136,14 +147,17 @@ impl EdgeDrain {
     }
 
     /// Begins, unless it has begun. Clients receive `code`: 4200 to reconnect at once, or 4100 to reconnect after a second.
-    pub fn begin(self: &Arc<Self>, code: u16) {
+    /// Without it the load of the other edges at the end of the hold decides.
+    pub fn begin(self: &Arc<Self>, code: Option<u16>) {
         let began = self.stage.send_if_modified(|stage| {
             let first = *stage == DrainStage::Serving;
             *stage = if first { DrainStage::Holding } else { *stage };
             first
         });
         if began {
-            self.opener.draining.set_code(code);
+            if let Some(code) = code {
+                self.code.get_or_init(|| code);
+            }
             tokio::spawn(self.clone().run());
         }
     }
@@ -153,7 +167,7 @@ impl EdgeDrain {
     ///
     /// # Errors
     /// The edge drains, or moves a share already.
-    fn move_share(self: &Arc<Self>, share: usize, code: u16) -> Result<(), String> {
+    fn move_share(self: &Arc<Self>, share: usize, code: Option<u16>) -> Result<(), String> {
         if !self.is_serving() {
             return Err("the server drains: all of its clients move".to_owned());
         }
@@ -162,6 +176,7 @@ impl EdgeDrain {
         }
         let mut sessions = self.opener.sessions.open_sessions();
         sessions.truncate((sessions.len() * share).div_ceil(100));
+        let code = code.unwrap_or_else(|| self.loads.close_code(sessions.len()));
         let reason = "the servers share their clients anew, come back";
         let closing = CloseReason { drain: true, ..CloseReason::new(code, reason) };
         let drain = self.clone();
@@ -174,7 +189,7 @@ impl EdgeDrain {
 
     /// Drains, or waits until it is done.
     pub async fn run_to_completion(self: &Arc<Self>) {
-        self.begin(code::RECONNECT);
+        self.begin(None);
         // The sender lives as long as this.
         let _ = self.stage.subscribe().wait_for(|stage| *stage == DrainStage::Drained).await;
     }
@@ -184,6 +199,8 @@ impl EdgeDrain {
             tracing::info!(seconds = self.hold.as_secs(), "not ready any more, and serving on for a while");
             sleep(self.hold).await;
         }
+        let code = self.code.get_or_init(|| self.loads.close_code(self.opener.sessions.open_count()));
+        self.opener.draining.set_code(*code);
         self.stage.send_replace(DrainStage::Closing);
         self.opener.draining.start();
         let deadline = Instant::now() + self.window + SESSION_LEAVE_TIMEOUT;
@@ -264,11 +281,11 @@ mod tests {
     fn a_table_of_requests() {
         let request = |code, share| Ok(DrainRequest { code, share });
         for (query, expected) in [
-            ("", request(4200, None)),
-            ("code=4200", request(4200, None)),
-            ("code=4100", request(4100, None)),
-            ("share=20", request(4200, Some(20))),
-            ("share=100&code=4100", request(4100, Some(100))),
+            ("", request(None, None)),
+            ("code=4200", request(Some(4200), None)),
+            ("code=4100", request(Some(4100), None)),
+            ("share=20", request(None, Some(20))),
+            ("share=100&code=4100", request(Some(4100), Some(100))),
             ("code=1000", Err(())),
             ("share=0", Err(())),
             ("share=101", Err(())),

@@ -243,3 +243,38 @@ async fn messages_sent_before_the_close_frame_are_not_lost() {
     edge.stop().await;
     other.stop().await;
 }
+
+#[tokio::test]
+async fn clients_wait_before_they_reconnect_when_the_other_servers_are_near_their_limit() {
+    let bus = MemoryBus::new();
+    let edge = start_with("websocket", vec![app("1", true)], &[], bus.for_another_process(), None).await;
+    let few = [("REALTIME_CONNECTIONS_MAX", "10")];
+    let other = start_with("websocket", vec![app("1", true)], &few, bus.for_another_process(), None).await;
+    // Clients of another kind of server do not reconnect there.
+    let fallbacks = start_with("sockjs", vec![app("1", true)], &[], bus, None).await;
+    let mut crowd = Vec::new();
+    for _ in 0..9 {
+        crowd.push(edge.websocket().await);
+    }
+    let chosen = async |code: u16| {
+        eventually("the chosen code", async || progress(&edge).await, |seen| seen["code"] == code).await;
+    };
+    chosen(4200).await;
+    crowd.push(edge.websocket().await);
+    chosen(4100).await;
+    assert_eq!(drain(&edge, "?share=10").await.0, StatusCode::ACCEPTED);
+    // One of ten fits.
+    let moved = futures::future::select_all(crowd.iter_mut().map(|ws| Box::pin(ws.closed()))).await.0;
+    assert_eq!(moved, 4200);
+    let left = progress(&edge).await["sessions"].as_u64().expect("a number");
+    assert!(left >= 9, "{left}");
+    let again = edge.websocket().await;
+    chosen(4100).await;
+    edge.shutdown.cancel();
+    let mut again = again;
+    assert_eq!(again.closed().await, 4100);
+    drop(crowd);
+    edge.stop().await;
+    other.stop().await;
+    fallbacks.stop().await;
+}
