@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 const SUBSCRIBER_LAG_MAX: usize = 4_096;
 
 /// Read buffer of a WebSocket, as large as the edge's.
-const READ_BUFFER_BYTES: usize = 4_096;
+const READ_BUFFER_BYTES: usize = 1_024;
 
 /// Write buffer of a WebSocket, as large as the edge's.
 const WRITE_BUFFER_BYTES: usize = 2_048;

@@ -14,8 +14,7 @@ pub const INPUT_BYTES_MAX: i64 = 32 << 20;
 /// Bounds the part of [`INPUT_BYTES_MAX`] for input that no verified signature covers.
 pub const UNSIGNED_INPUT_BYTES_MAX: i64 = 8 << 20;
 
-/// Bytes of each unfinished request or message that are not counted: small ones are never refused, and each connection
-/// has a read buffer of this size in any case.
+/// Bytes of each unfinished request or message that are not counted: small ones are never refused.
 pub const UNCOUNTED_INPUT_BYTES: usize = 4 << 10;
 
 /// The byte budget of one process.

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod drain;
 pub mod limits_page;
+pub(crate) mod load;
 pub(crate) mod shutdown;
 pub(crate) mod stream_check;
 

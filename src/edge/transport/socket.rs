@@ -42,8 +42,9 @@ pub const SOCKJS_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(25);
 /// Largest message of a client: a client event at its limit, escaped, with room for the envelope.
 pub const MESSAGE_BYTES_MAX: usize = 128 << 10;
 
-/// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB.
-const READ_BUFFER_BYTES: usize = 4096;
+/// Per socket and held while it is idle, so small: with the library's default an idle socket takes 136 KiB. Most messages of
+/// clients fit; for a larger one the library makes room, and reads it in parts of this size.
+const READ_BUFFER_BYTES: usize = 1024;
 
 /// Frames that wait together are written together up to this size, so that a server that falls behind needs fewer system
 /// calls to catch up. Held by sockets that had so much waiting, so small too.
