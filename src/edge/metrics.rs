@@ -253,7 +253,8 @@ metric_table! {
 
 impl EdgeMetrics {
     /// Gives series of their own to the apps of a registry, to `most` at most.
-    pub fn list_apps(&self, registry: &AppRegistry, most: usize) {
+    pub fn list_apps(&self, registry: &AppRegistry, most: u64) {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let apps = || registry.apps().map(|app| app.id.as_str());
         self.app_connections.list_apps(apps(), most);
         self.app_frames.list_apps(apps(), most);

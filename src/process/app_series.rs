@@ -32,6 +32,7 @@ struct AppLabel(String);
 
 impl<M: Clone + Default> AppSeries<M> {
     /// The series of an app. A series that was taken before the app's own existed is still that of the others.
+    #[must_use]
     pub fn of_app(&self, app: &str) -> M {
         let is_listed = read_unpoisoned(&self.listed).contains(app);
         self.series.get_or_create_owned(&AppLabel(if is_listed { app } else { OTHER_APPS }.to_owned()))

@@ -214,8 +214,9 @@ fn a_missing_peer_is_reported_with_what_to_do() {
     for (peer, part) in [
         ("sockudo=/nowhere/sockudo", "edge-against-sockudo"),
         ("realtime=/nowhere/realtime", "of another release build"),
-        ("other=/bin/true", "sockudo=PATH or realtime=PATH"),
-        ("sockudo", "sockudo=PATH or realtime=PATH"),
+        ("nchan=/nowhere/nginx", "edge-against-nchan"),
+        ("other=/bin/true", "sockudo=PATH, nchan=PATH or realtime=PATH"),
+        ("sockudo", "sockudo=PATH, nchan=PATH or realtime=PATH"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_realtime")).args(["bench", "edge", "--peer", peer]).output();
         let output = output.expect("the binary runs");

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Labels that exist, each with values from a list in the source.
-const LABELS: [&str; 4] = ["hop", "reason", "result", "transport"];
+const LABELS: [&str; 5] = ["app", "hop", "reason", "result", "transport"];
 
 /// Units that have a base unit to be written in instead.
 const OTHER_UNITS: [&str; 8] =

@@ -18,7 +18,7 @@ use crate::config::{ServerConfig, name};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::release_quota_slot;
 use crate::edge::hub::core::Hub;
-use crate::edge::server::load::PeerLoads;
+use crate::edge::server::load::{LoadExchange, PeerLoads};
 use crate::edge::session::Session;
 use crate::edge::session::opener::SessionOpener;
 use crate::process::admin;
@@ -117,16 +117,34 @@ pub struct EdgeDrain {
 
 impl EdgeDrain {
     /// A drain that has not begun.
-    pub fn new(
-        values: &ServerConfig,
-        shared: Arc<Hub>,
-        opener: Arc<SessionOpener>,
-        loads: Arc<PeerLoads>,
-    ) -> Arc<Self> {
+    pub fn new(values: &ServerConfig, shared: Arc<Hub>, opener: Arc<SessionOpener>) -> Arc<Self> {
         let seconds = |variable| Duration::from_secs(values.number(variable));
         let (hold, window) = (seconds(name::DRAIN_HOLD_SECONDS), seconds(name::DRAIN_WINDOW_SECONDS));
         let (stage, is_moving_share) = (watch::Sender::new(DrainStage::Serving), AtomicBool::new(false));
-        Arc::new(Self { shared, opener, loads, code: OnceLock::new(), hold, window, stage, is_moving_share })
+        Arc::new(Self {
+            shared,
+            opener,
+            loads: Arc::default(),
+            code: OnceLock::new(),
+            hold,
+            window,
+            stage,
+            is_moving_share,
+        })
+    }
+
+    /// The exchange of this edge's load with the others, by which the close code is chosen.
+    pub fn share_load(self: &Arc<Self>, values: &ServerConfig, process: &str, sessions_max: usize) -> LoadExchange {
+        let drain = self.clone();
+        LoadExchange {
+            bus: self.shared.bus.clone(),
+            process: process.to_owned(),
+            server: values.server().name().to_owned(),
+            opener: self.opener.clone(),
+            sessions_max,
+            is_serving: Box::new(move || drain.is_serving()),
+            loads: self.loads.clone(),
+        }
     }
 
     /// The stage of the drain.

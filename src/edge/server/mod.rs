@@ -44,7 +44,6 @@ use crate::edge::relay;
 use crate::edge::relay::{RelayServer, SessionRelay};
 use crate::edge::server::admin::{build_admin_handlers, serve_admin};
 use crate::edge::server::drain::EdgeDrain;
-use crate::edge::server::load::{LoadExchange, PeerLoads};
 use crate::edge::server::shutdown::EdgeLifecycle;
 use crate::edge::server::stream_check::StreamCheck;
 use crate::edge::session::opener::SessionOpener;
@@ -116,13 +115,12 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         Some(client) => stream_check::check_stream(client).await?,
         None => StreamCheck::Stream,
     };
-
     let metrics = Arc::new(EdgeMetrics::default());
     let (writers, flushed) = (TaskTracker::new(), CancellationToken::new());
     let origin = build_record_origin(&values, &process);
     let (failures, failed) = mpsc::channel(1);
-    let recorder_tasks =
-        RecorderTasks { tracker: writers.clone(), closing: flushed.clone(), failures: failures.clone() };
+    let (tracker, closing) = (writers.clone(), flushed.clone());
+    let recorder_tasks = RecorderTasks { tracker, closing, failures: failures.clone() };
     let (stream, limits) = (deps.kinesis.clone(), QueueLimits::DEFAULT);
     let recorder = Recorder::start(stream, apps.clone(), &origin, metrics.clone(), limits, &recorder_tasks);
     let capacity = ProcessCapacity::from_values(&values, read_memory_limit());
@@ -140,29 +138,14 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
         offline_grace_tasks: TaskTracker::new(),
     });
     let (fallback, stop) = (Arc::new(XhrSessions::default()), CancellationToken::new());
-    let loads = Arc::<PeerLoads>::default();
-    let drain = EdgeDrain::new(&values, shared.clone(), opener.clone(), loads.clone());
+    let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
 
     let tasks = TaskTracker::new();
-    let app_series_max = usize::try_from(values.number(name::METRICS_APPS)).unwrap_or(usize::MAX);
-    let changes = apps.subscribe();
-    shared.metrics.list_apps(&changes.borrow(), app_series_max);
-    tasks.spawn(opener.sessions.clone().follow_apps(changes, app_series_max, stop.clone()));
+    let app_series_max = values.number(name::METRICS_APPS);
+    tasks.spawn(opener.sessions.clone().follow_apps(apps.subscribe(), app_series_max, stop.clone()));
     tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
     tasks.spawn(fan_out::deliver_bus_frames(shared.clone(), messages, stop.clone()));
-    let exchange = LoadExchange {
-        bus: shared.bus.clone(),
-        process: process.clone(),
-        server: values.server().name().to_owned(),
-        opener: opener.clone(),
-        sessions_max: capacity.sessions,
-        is_serving: {
-            let drain = drain.clone();
-            Box::new(move || drain.is_serving())
-        },
-        loads,
-    };
-    tasks.spawn(exchange.run(stop.clone()));
+    tasks.spawn(drain.share_load(&values, &process, capacity.sessions).run(stop.clone()));
     if let Some(decided) = decided {
         tasks.spawn(bus_events::apply_remote_transitions(shared.clone(), decided, stop.clone()));
     }

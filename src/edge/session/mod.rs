@@ -511,9 +511,9 @@ pub(crate) mod tests {
         let (output, client) = connect(SocketFraming::Pusher).await;
         let (session, output) = (test_session(), Arc::new(output));
         let outlet = session.attach_socket(Some(output.clone()));
-        let mut written = 0;
+        let (mut written, frame) = (0, Bytes::from(vec![b'x'; 60_000]));
         while session.close_reason().is_none() {
-            session.push(Bytes::from_static(&[b'x'; 60_000]));
+            session.push(frame.clone());
             written += 60_000;
             assert!(written < 64 << 20, "bounded");
         }

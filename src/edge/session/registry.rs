@@ -71,20 +71,24 @@ impl SessionRegistry {
 
     /// Follows the registry until the token is cancelled: closes the sessions of removed and disabled apps, and gives series
     /// of the metrics to `app_series_max` apps at most.
-    pub async fn follow_apps(
+    pub fn follow_apps(
         self: Arc<Self>,
         mut apps: watch::Receiver<Arc<AppRegistry>>,
-        app_series_max: usize,
+        app_series_max: u64,
         stop: CancellationToken,
-    ) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = apps.changed() => if changed.is_err() { return },
+    ) -> impl Future<Output = ()> {
+        // At once, so that a session which is opened first counts for its app.
+        self.metrics.list_apps(&apps.borrow_and_update(), app_series_max);
+        async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = apps.changed() => if changed.is_err() { return },
+                }
+                let registry = apps.borrow_and_update().clone();
+                self.metrics.list_apps(&registry, app_series_max);
+                self.close_sessions_of_removed_apps(&registry);
             }
-            let registry = apps.borrow_and_update().clone();
-            self.metrics.list_apps(&registry, app_series_max);
-            self.close_sessions_of_removed_apps(&registry);
         }
     }
 
