@@ -15,6 +15,7 @@ pub mod expose;
 pub mod fixture;
 mod image;
 pub mod load_balancer;
+pub mod migration;
 pub mod pods;
 mod schema_validation;
 pub mod status;
@@ -24,6 +25,7 @@ pub mod yaml;
 pub use app::{RealtimeApp, RealtimeAppSpec};
 pub use cluster::{RealtimeCluster, RealtimeClusterSpec};
 pub use conditions::Reason;
+pub use migration::{RealtimeMigration, RealtimeMigrationSpec};
 pub use schema_validation::{SchemaFinding, check_schema};
 
 use kube::KubeSchema;

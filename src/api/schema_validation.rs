@@ -328,7 +328,7 @@ mod tests {
             }
         }
         let mut found = Vec::new();
-        for kind in ["RealtimeCluster", "RealtimeApp"] {
+        for kind in ["RealtimeCluster", "RealtimeApp", "RealtimeMigration"] {
             patterns(crd::object_schema(kind).expect("a schema"), &mut found);
         }
         assert!(found.len() > 3);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::secret_references::{decode_secret, trim_texts};
-use crate::api::{self, API_GROUP, RealtimeApp, RealtimeCluster};
+use crate::api::{self, API_GROUP, RealtimeApp, RealtimeCluster, RealtimeMigration};
 
 /// Objects read from manifest files.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,8 @@ pub struct Manifests {
     pub clusters: Vec<(String, RealtimeCluster)>,
     /// Apps, each with the file it came from.
     pub apps: Vec<(String, RealtimeApp)>,
+    /// Moves of traffic, each with the file it came from.
+    pub migrations: Vec<(String, RealtimeMigration)>,
     /// The texts of Secrets by namespace and name.
     pub secrets: BTreeMap<(String, String), BTreeMap<String, String>>,
     /// Objects of other kinds, which are ignored: `Namespace channels`.
@@ -105,7 +107,7 @@ impl Manifests {
             return Ok(());
         }
         let Some(schema) = api::crd::object_schema(&kind) else {
-            return Err(error("kind", format!("is `{kind}`: write RealtimeCluster or RealtimeApp")));
+            return Err(error("kind", format!("is `{kind}`: write RealtimeCluster, RealtimeApp or RealtimeMigration")));
         };
         if version != format!("{API_GROUP}/v1alpha1") {
             return Err(error("apiVersion", format!("is `{version}`: write {API_GROUP}/v1alpha1")));
@@ -124,14 +126,23 @@ impl Manifests {
                 .flat_map(|e| error(&e.field_path, format!("breaks a rule: {}", e.message)))
                 .collect()
         };
-        if kind == "RealtimeCluster" {
-            let cluster: RealtimeCluster = serde_json::from_value(value).map_err(|e| error("", e.to_string()))?;
-            cluster.validate_cel().map_err(rules)?;
-            self.clusters.push((file.to_owned(), cluster));
-        } else {
-            let app: RealtimeApp = serde_json::from_value(value).map_err(|e| error("", e.to_string()))?;
-            app.validate_cel().map_err(rules)?;
-            self.apps.push((file.to_owned(), app));
+        let unreadable = |e: serde_json::Error| error("", e.to_string());
+        match kind.as_str() {
+            "RealtimeCluster" => {
+                let cluster: RealtimeCluster = serde_json::from_value(value).map_err(unreadable)?;
+                cluster.validate_cel().map_err(rules)?;
+                self.clusters.push((file.to_owned(), cluster));
+            }
+            "RealtimeMigration" => {
+                let migration: RealtimeMigration = serde_json::from_value(value).map_err(unreadable)?;
+                migration.validate_cel().map_err(rules)?;
+                self.migrations.push((file.to_owned(), migration));
+            }
+            _ => {
+                let app: RealtimeApp = serde_json::from_value(value).map_err(unreadable)?;
+                app.validate_cel().map_err(rules)?;
+                self.apps.push((file.to_owned(), app));
+            }
         }
         Ok(())
     }
@@ -187,7 +198,12 @@ mod tests {
                 "more than 40 characters",
             ),
             ("no name", "name: eu,", "", "metadata.name is missing"),
-            ("another kind", "RealtimeCluster", "RealtimeClutser", "write RealtimeCluster or RealtimeApp"),
+            (
+                "another kind",
+                "RealtimeCluster",
+                "RealtimeClutser",
+                "write RealtimeCluster, RealtimeApp or RealtimeMigration",
+            ),
             ("another version", "v1alpha1", "v1", "apiVersion is `realtime-operator.dev/v1`"),
         ] {
             let found = errors(&MINIMAL_CLUSTER.replacen(from, to, 1));
@@ -209,6 +225,28 @@ mod tests {
         ] {
             let found = errors(&format!("{MINIMAL_CLUSTER}  {extra}\n"));
             assert!(found.iter().any(|error| error.contains(says)), "{name}: {found:?}");
+        }
+    }
+
+    /// Contradictions of a move. No API server knows this kind yet, so that only this process judges them.
+    #[test]
+    fn contradictions_of_a_move_are_refused_with_their_remedy() {
+        let table: Vec<Value> =
+            serde_json::from_str(include_str!("../../tests/fixtures/refused-migrations.json")).expect("JSON");
+        assert!(table.len() > 15);
+        let fixture = include_str!("../../tests/fixtures/migration/move.yaml");
+        assert_eq!(errors(fixture), [""; 0]);
+        for case in table {
+            let mut object: Value = serde_yaml::from_str(fixture).expect("a migration");
+            for (field, value) in case["spec"].as_object().into_iter().flatten() {
+                object["spec"][field] = value.clone();
+            }
+            for (field, value) in case["track"].as_object().into_iter().flatten() {
+                object["spec"]["tracks"][0][field] = value.clone();
+            }
+            let found = errors(&object.to_string());
+            let says = case["message"].as_str().expect("a message");
+            assert!(found.len() == 1 && found[0].contains(says), "{}: {found:?}", case["what"]);
         }
     }
 
