@@ -1,7 +1,9 @@
-//! Two clusters side by side: snapshots of what each runs, and the review of their differences before traffic moves.
+//! Two clusters side by side: snapshots of what each runs, the review of their differences before traffic moves, and the
+//! decisions of a move.
 //!
-//! In: custom resources, workloads and the texts of Secrets, as others have read them. Out: snapshots without a secret in
-//! them, and findings of which some block a move. This room must not know clients or clocks, nor how objects are rendered.
+//! In: custom resources, workloads and the texts of Secrets, as others have read them; proofs of both clusters and answers of
+//! DNS servers. Out: snapshots without a secret in them, findings of which some block a move, and the weights that a record
+//! should have. This room must not know clients or clocks, nor how objects are rendered.
 
 mod app_digest;
 mod markdown;
@@ -9,6 +11,7 @@ mod review;
 mod rules;
 mod secret_digest;
 mod snapshot;
+pub mod track;
 mod workload;
 
 pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
