@@ -7,19 +7,30 @@
 
 mod app_digest;
 mod markdown;
+mod outline;
+mod preparation;
+mod record;
 mod review;
 mod rules;
+mod seal;
 mod secret_digest;
+mod sessions;
 mod snapshot;
 pub mod track;
 mod workload;
 
 pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
 pub use markdown::render_markdown;
+pub use outline::{MoveOutline, outline_move, render_outline};
+pub use preparation::{SourceConversion, render_conversion};
+pub use record::{WeightedRecord, endpoint_name};
 pub use review::{MigrationReview, ReviewOptions, review_migration};
 pub use rules::{Finding, FindingCode};
+pub use seal::SealFault;
 pub use secret_digest::{KEY_BYTES_MIN, SecretDigester, ShortKeyError};
+pub use sessions::find_session_obstacle;
 pub use snapshot::{
-    ClusterSnapshot, GateSnapshot, ServerSnapshot, SnapshotOrigin, StreamSnapshot, TransportSnapshot, VariableValue,
+    ClusterSnapshot, GateSnapshot, ServerSnapshot, SnapshotOrigin, SnapshotSeal, StreamSnapshot, TransportSnapshot,
+    VariableValue,
 };
 pub use workload::{EnvironmentTexts, collect_environment_sources, read_server, template_of};

@@ -38,13 +38,30 @@ impl SecretDigester {
     /// Digests a text. The purpose keeps equal texts of two purposes apart.
     #[must_use]
     pub fn digest(&self, purpose: &str, text: &str) -> String {
+        let mut digits = self.sign(purpose, text);
+        digits.truncate(DIGEST_DIGITS);
+        digits
+    }
+
+    /// Signs a text, in 64 hexadecimal digits.
+    #[must_use]
+    pub fn sign(&self, purpose: &str, text: &str) -> String {
+        hex::encode(self.keyed_text(purpose, text).finalize().into_bytes())
+    }
+
+    /// Whether a text has this signature, compared in constant time.
+    #[must_use]
+    pub fn is_signature(&self, purpose: &str, text: &str, signature: &str) -> bool {
+        let signature = hex::decode(signature).unwrap_or_default();
+        self.keyed_text(purpose, text).verify_slice(&signature).is_ok()
+    }
+
+    fn keyed_text(&self, purpose: &str, text: &str) -> Hmac<Sha256> {
         let mut keyed = self.keyed.clone();
         keyed.update(purpose.as_bytes());
         keyed.update(b"\0");
         keyed.update(text.as_bytes());
-        let mut digits = hex::encode(keyed.finalize().into_bytes());
-        digits.truncate(DIGEST_DIGITS);
-        digits
+        keyed
     }
 
     /// Identifies the key: digests under two keys cannot be compared.

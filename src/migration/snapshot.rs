@@ -48,6 +48,9 @@ pub struct ClusterSnapshot {
     /// The apps; `None` when they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apps: Option<BTreeMap<AppId, AppDigest>>,
+    /// The seal of a snapshot of live objects; `None` for that of a manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<SnapshotSeal>,
 }
 
 /// The kind of objects that a snapshot was taken of.
@@ -138,6 +141,21 @@ pub struct TransportSnapshot {
     pub hop: String,
 }
 
+/// The seal of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotSeal {
+    /// UID of the cluster, or of the first Deployment.
+    pub uid: String,
+    /// Number of the snapshot, higher than that of every former one of its cluster: its time in ms since 1970.
+    pub sequence: u64,
+    /// Time from which the snapshot does not count any more, RFC 3339.
+    pub expires_at: String,
+    /// HMAC-SHA-256 of the snapshot with an empty signature, in hexadecimal digits.
+    #[serde(default)]
+    pub signature: String,
+}
+
 impl ClusterSnapshot {
     /// A snapshot of servers alone.
     #[must_use]
@@ -154,6 +172,7 @@ impl ClusterSnapshot {
             stream: None,
             gate: None,
             apps: None,
+            seal: None,
         }
     }
 

@@ -17,6 +17,7 @@ use crate::migration::{
     AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, ServerSnapshot, SnapshotOrigin, VariableValue,
     collect_environment_sources, digest_apps, read_server, template_of,
 };
+use crate::process::clock::now_ms;
 use crate::protocol::AppId;
 use crate::protocol::registry::{AppRegistry, BUCKET_COUNT, file_name};
 
@@ -50,11 +51,8 @@ impl LiveReader {
         let servers = read_owned_servers(owned.iter(), read);
         let apps = self.read_apps(name, servers.values()).await;
         let apps = apps.inspect_err(|error| eprintln!("realtime: note: apps were not read: {error}")).ok();
-        Ok(ClusterSnapshot {
-            key_id: Some(self.digester.key_id()),
-            apps,
-            ..ClusterSnapshot::of_cluster(&cluster, servers)
-        })
+        let snapshot = ClusterSnapshot { apps, ..ClusterSnapshot::of_cluster(&cluster, servers) };
+        Ok(self.seal_now(snapshot, cluster.metadata.uid.as_deref()))
     }
 
     /// Takes the snapshot of Deployments that no operator of ours knows.
@@ -64,9 +62,11 @@ impl LiveReader {
     pub async fn snapshot_foreign(&self, wanted: &[ForeignDeployment]) -> Result<ClusterSnapshot, String> {
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut servers = BTreeMap::new();
+        let mut uid = None;
         for ForeignDeployment { server, name, container } in wanted {
             let deployment = api.get(name).await.map_err(|error| describe_error(&error))?;
             let texts = self.read_texts(std::slice::from_ref(&deployment)).await;
+            uid = uid.or_else(|| deployment.metadata.uid.clone());
             let found = read_server(&deployment, container.as_deref(), &texts, Some(&self.digester))?;
             if servers.insert(*server, found).is_some() {
                 return Err(format!("two Deployments are given as {server}: take a snapshot of each"));
@@ -74,10 +74,15 @@ impl LiveReader {
         }
         let first = wanted.first().map(|deployment| deployment.name.as_str()).unwrap_or_default();
         let name = format!("{}/{first}", self.namespace);
-        Ok(ClusterSnapshot {
-            key_id: Some(self.digester.key_id()),
-            ..ClusterSnapshot::new(SnapshotOrigin::Foreign, name, servers)
-        })
+        Ok(self.seal_now(ClusterSnapshot::new(SnapshotOrigin::Foreign, name, servers), uid.as_deref()))
+    }
+
+    /// Dates and seals a snapshot of live objects.
+    fn seal_now(&self, snapshot: ClusterSnapshot, uid: Option<&str>) -> ClusterSnapshot {
+        let now_ms = now_ms();
+        let time = i64::try_from(now_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        let taken_at = time.map(|time| time.to_string());
+        ClusterSnapshot { taken_at, ..snapshot }.seal(&self.digester, uid.unwrap_or_default(), now_ms)
     }
 
     /// Reads what the variables of the Deployments reference. An object that cannot be read is left out, with a note.

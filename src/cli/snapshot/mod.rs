@@ -14,7 +14,6 @@ use super::report_bad_input;
 use crate::config::ServerKind;
 use crate::kubernetes::client::{build_clients, build_context_client, read_kubeconfig};
 use crate::migration::{ClusterSnapshot, SecretDigester};
-use crate::process::clock::now_ms;
 
 /// Print what a cluster runs: every variable, image, stream, proof and app, with secrets as digests under a key.
 ///
@@ -99,9 +98,7 @@ async fn take_snapshot(arguments: &Arguments) -> Result<ClusterSnapshot, Vec<Str
         Some(name) => reader.snapshot_cluster(name).await,
         None => reader.snapshot_foreign(&arguments.deployments).await,
     };
-    let taken_at = i64::try_from(now_ms()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    let taken_at = taken_at.map(|time| time.to_string());
-    snapshot.map(|snapshot| ClusterSnapshot { taken_at, ..snapshot }).map_err(|error| vec![error])
+    snapshot.map_err(|error| vec![error])
 }
 
 /// Reads the key of digests from a file.

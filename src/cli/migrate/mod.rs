@@ -1,7 +1,13 @@
-//! `realtime migrate`: what a move of traffic between two clusters would change.
+//! `realtime migrate`: what a move of traffic between two clusters would change, and how it is begun.
+
+mod init;
+mod plan;
+mod prepare;
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "rehearsal")]
+pub use self::plan::read_migration;
 use super::output::{OutputFormat, print_value};
 use super::snapshot::{read_key, snapshot_manifest};
 use super::{print, report_bad_input};
@@ -9,11 +15,12 @@ use crate::config::{ServerKind, suggest_name};
 use crate::migration::{
     ClusterSnapshot, FindingCode, MigrationReview, ReviewOptions, SecretDigester, render_markdown, review_migration,
 };
+use crate::process::clock::now_ms;
 
 /// The exit code while a finding blocks the move.
 const BLOCKED_EXIT_CODE: u8 = 1;
 
-/// Compare two clusters before traffic moves from one to the other.
+/// Compare two clusters before traffic moves from one to the other, and plan the move.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -22,7 +29,10 @@ pub struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum MigrateCommand {
+    Init(init::InitArguments),
     Review(ReviewArguments),
+    Plan(plan::PlanArguments),
+    Prepare(prepare::PrepareArguments),
 }
 
 /// Compare what two clusters run: variables that are missing, extra, changed or off, apps, webhooks and the proof.
@@ -45,7 +55,7 @@ struct ReviewArguments {
     /// Finding that does not block, by its code, or by CODE:WHERE for one of them; can be repeated
     #[arg(long = "accept", value_name = "CODE[:WHERE]", value_parser = parse_accepted)]
     accepted: Vec<String>,
-    /// File with the key of digests, for manifests: without it, their secrets and apps are not compared
+    /// File with the key of the snapshots: their seals are checked with it, and secrets and apps of manifests compared
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Markdown, or the review as one object
@@ -55,10 +65,14 @@ struct ReviewArguments {
 
 /// Runs `realtime migrate` and returns its exit code.
 pub fn run(arguments: Arguments) -> u8 {
-    let MigrateCommand::Review(arguments) = arguments.command;
-    match review_files(&arguments) {
-        Ok(review) => print_review(arguments.output, &review),
-        Err(errors) => report_bad_input(&errors),
+    match arguments.command {
+        MigrateCommand::Init(arguments) => init::print_key_secret(&arguments),
+        MigrateCommand::Review(arguments) => match review_files(&arguments) {
+            Ok(review) => print_review(arguments.output, &review),
+            Err(errors) => report_bad_input(&errors),
+        },
+        MigrateCommand::Plan(arguments) => plan::print_plan(&arguments),
+        MigrateCommand::Prepare(arguments) => prepare::print_preparation(&arguments),
     }
 }
 
@@ -66,6 +80,12 @@ fn review_files(arguments: &ReviewArguments) -> Result<MigrationReview, Vec<Stri
     let digester = arguments.key.as_deref().map(read_key).transpose().map_err(|error| vec![error])?;
     let source = read_snapshot(&arguments.source, digester.as_ref())?;
     let target = read_snapshot(&arguments.target, digester.as_ref())?;
+    if let (Some(one), Some(other)) = (&source.seal, &target.seal)
+        && !one.uid.is_empty()
+        && one.uid == other.uid
+    {
+        return Err(vec![format!("both snapshots are of the cluster with the UID {}: take one of each", one.uid)]);
+    }
     let options = ReviewOptions { servers: arguments.servers.clone(), accepted: arguments.accepted.clone() };
     Ok(review_migration(&source, &target, &options))
 }
@@ -83,7 +103,13 @@ fn read_snapshot(file: &Path, digester: Option<&SecretDigester>) -> Result<Clust
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| vec![format!("{name}: cannot be read: {error}")])?;
     match ClusterSnapshot::parse(&text) {
-        Ok(Some(snapshot)) => Ok(snapshot),
+        Ok(Some(snapshot)) => {
+            // A snapshot by hand has no seal, and is compared as it is.
+            let sealed = digester.filter(|_| snapshot.seal.is_some());
+            let checked = sealed.map_or(Ok(()), |digester| snapshot.check_seal(digester, now_ms()));
+            checked.map_err(|fault| vec![format!("{name}: {fault}")])?;
+            Ok(snapshot)
+        }
         Ok(None) => snapshot_manifest(&[file.to_owned()], digester),
         Err(error) => Err(vec![format!("{name}: {error}")]),
     }
