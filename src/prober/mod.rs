@@ -29,6 +29,7 @@ mod requested_round;
 mod rounds;
 mod scheduler;
 mod service_routes;
+mod visitor;
 
 pub use crate::desired::ProbeApp;
 pub use client_address::{ClientAddress, DialTarget, TlsTrust};
@@ -40,6 +41,7 @@ pub use progress::{HopResult, HopTick};
 pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
 pub use requested_round::{RequestedProof, RequestedTransport};
 pub use scheduler::{ProberReports, start};
+pub use visitor::Visitor;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -24,7 +24,8 @@ use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::bus::MemoryBus;
 use crate::config::ServerKind;
 use crate::desired::{
-    self, ClusterInputs, ManifestProblem, SecretTexts, ServerImage, ServerRole, ValidCluster, ValidStream,
+    self, AppCredentials, ClusterInputs, ManifestProblem, SecretTexts, ServerImage, ServerRole, ValidCluster,
+    ValidStream,
 };
 use crate::dispatcher::{EgressOverrides, MemoryLeases};
 use crate::kinesis::KinesisClient;
@@ -60,6 +61,24 @@ pub struct RehearsalOptions {
     pub page_port: Option<u16>,
     /// Doubles between one server and Kinesis, for tests of what no real part does on request.
     pub interposers: BTreeMap<ServerKind, KinesisInterposer>,
+    /// The bus and the credentials of another rehearsal of the same group; `None` for its own.
+    pub group: Option<SharedGroup>,
+}
+
+/// The parts that rehearsals of one group of clusters share: clients of all hear each other, and know one set of keys.
+#[derive(Clone)]
+pub struct SharedGroup {
+    bus: Arc<MemoryBus>,
+    apps: BTreeMap<String, AppCredentials>,
+}
+
+impl SharedGroup {
+    /// A new bus, and credentials for the apps.
+    #[must_use]
+    pub fn of_cluster(cluster: &RealtimeCluster, apps: &[RealtimeApp]) -> Self {
+        let credentials = desired::generate_all_credentials(cluster, apps, |_| random_secret(20));
+        Self { bus: Arc::new(MemoryBus::new()), apps: credentials.apps }
+    }
 }
 
 /// Starts a double in front of Kinesis, whose address it is given, and answers with its own.
@@ -145,7 +164,7 @@ impl RunningRehearsal {
             doubles: start_interposers(&options.interposers, cloud).await?,
             egress: build_egress(receiver.address(), outside_address, switches.clone()),
             faults: switches.clone(),
-            bus: MemoryBus::new(),
+            bus: options.group.as_ref().map_or_else(MemoryBus::new, |group| group.bus.for_another_process()),
             foreign_bus: MemoryBus::new(),
             leases: MemoryLeases::default(),
             shutdown: serving.clone(),
@@ -360,7 +379,10 @@ fn stand_in_secrets(options: &RehearsalOptions) -> (SecretTexts, Vec<String>) {
 
 fn validate(options: &RehearsalOptions, secrets: &SecretTexts) -> Result<ValidCluster, RehearsalError> {
     let (cluster, apps) = (&options.cluster, &options.apps);
-    let credentials = desired::generate_all_credentials(cluster, apps, |_| random_secret(20));
+    let mut credentials = desired::generate_all_credentials(cluster, apps, |_| random_secret(20));
+    if let Some(group) = &options.group {
+        credentials.apps.clone_from(&group.apps);
+    }
     let inputs = ClusterInputs {
         cluster,
         apps,

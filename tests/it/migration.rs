@@ -162,3 +162,109 @@ fn a_snapshot_of_a_manifest_has_no_secret_and_is_read_again() {
     assert_eq!(code, Some(2));
     assert!(error.contains("KUBECONFIG"), "{error}");
 }
+
+#[test]
+fn a_plan_names_every_weight_and_the_change_by_hand() {
+    let (code, text, error) = run(&["migrate", "plan", "examples/migration.yaml"]);
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    for part in
+        ["sockjs-eu.example.com: at least", "99.6 %", "spec.approvedThrough: 255", "change-resource-record-sets"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (code, text, _) = run(&["migrate", "plan", "examples/migration.yaml", "-o", "json"]);
+    let track = &parse_json(&text)["tracks"][0];
+    assert_eq!((code, track["steps"].as_array().map(Vec::len)), (Some(0), Some(7)));
+    assert_eq!(track["objects"][0]["kind"], "DNSEndpoint");
+    let websocket = std::fs::read_to_string("examples/migration.yaml").expect("an example");
+    let file = write_temporary(&websocket.replace("transport: sockjs", "transport: websocket"));
+    let (code, _, error) = run(&["migrate", "plan", &file.path().display().to_string()]);
+    assert!(code == Some(2) && error.contains("FallbackGateMissing"), "{error}");
+    let (code, _, error) = run(&["migrate", "plan", "examples/eu.yaml"]);
+    assert!(code == Some(2) && error.contains("holds 0 RealtimeMigrations"), "{error}");
+}
+
+#[test]
+fn both_sides_get_one_key_that_snapshots_take() {
+    let (code, text, _) = run(&["migrate", "init", "-n", "channels"]);
+    let secret: Value = serde_yaml::from_str(&text).expect("YAML");
+    let key = secret["stringData"]["key"].as_str().expect("a key");
+    assert_eq!((code, key.len(), secret["kind"].as_str()), (Some(0), 64, Some("Secret")));
+    let (_, other, _) = run(&["migrate", "init", "-n", "channels"]);
+    assert_ne!(text, other, "each run makes another key");
+    let file = write_temporary(key);
+    let path = file.path().display().to_string();
+    let (code, _, error) = run(&["snapshot", "-f", "examples/migration.yaml", "--key", &path]);
+    assert_eq!(code, Some(0), "{error}");
+}
+
+#[test]
+fn a_preparation_is_a_script_that_a_shell_can_read() {
+    let prepare = ["migrate", "prepare", "examples/migration.yaml", "--owner", "ingress/sockjs", "-n", "legacy"];
+    let (code, text, error) = run(&[&prepare[..], &["--source-host", "sockjs.old.example.com"]].concat());
+    assert_eq!(code, Some(0), "{error}");
+    let file = write_temporary(&text);
+    let checked = std::process::Command::new("sh").arg("-n").arg(file.path()).output().expect("sh");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let (code, _, error) = run(&[&prepare[..], &["--source-host", "sockjs-eu.example.com"]].concat());
+    assert!(code == Some(2) && error.contains("leads to the source alone"), "{error}");
+}
+
+#[test]
+fn the_page_names_every_phase_and_reason() {
+    use realtime_operator::api::migration::MigrationReason;
+    let page = std::fs::read_to_string("docs/migration.md").expect("a page");
+    let missing: Vec<_> =
+        MigrationReason::ALL.into_iter().filter(|reason| !page.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[cfg(feature = "rehearsal")]
+fn rehearse(more: &[&str]) -> (Option<i32>, Value) {
+    let arguments = ["rehearse", "migration", "examples/migration.yaml", "-o", "json"];
+    let (code, text, error) = run(&[&arguments[..], more].concat());
+    assert!(error.is_empty(), "{error}");
+    (code, parse_json(&text))
+}
+
+#[cfg(feature = "rehearsal")]
+#[test]
+fn a_rehearsed_move_brings_every_client_and_webhook_over_kills() {
+    let (code, report) = rehearse(&[]);
+    assert_eq!(code, Some(0), "{report:#}");
+    let written: Vec<u64> = report["written"].as_array().expect("weights").iter().filter_map(Value::as_u64).collect();
+    assert_eq!(written, [1, 0, 1, 5, 20, 60, 180, 250, 255], "{report:#}");
+    let visits = &report["visits"];
+    let count = |name: &str| visits[name].as_u64().unwrap_or_else(|| panic!("no {name}: {report:#}"));
+    assert!(count("sourceSessions") > 0 && count("targetSessions") > 0, "{report:#}");
+    assert_eq!((count("missingWebhooks"), count("refused")), (0, 0), "{report:#}");
+    assert!(report["kills"].as_u64() >= Some(9), "{report:#}");
+    assert_eq!(report["status"]["tracks"][0]["sourceWeight"], 1);
+}
+
+/// The outage that does not happen.
+#[cfg(feature = "rehearsal")]
+#[test]
+fn a_rehearsed_target_without_webhooks_gets_no_record_and_no_lookup() {
+    let (code, report) = rehearse(&["--edit", "target:sockjs:REALTIME_WEBHOOKS=off"]);
+    assert_eq!((code, report["written"].as_array().map(Vec::len)), (Some(1), Some(0)), "{report:#}");
+    let visits = &report["visits"];
+    assert_eq!((&visits["targetLookups"], &visits["missingWebhooks"]), (&0.into(), &0.into()), "{report:#}");
+    assert!(visits["sourceSessions"].as_u64() > Some(0), "{report:#}");
+    assert_eq!(report["status"]["tracks"][0]["reason"], "TargetNotProven");
+}
+
+#[cfg(feature = "rehearsal")]
+#[test]
+fn a_rehearsed_target_that_loses_its_webhooks_at_weight_20_is_left() {
+    let (code, report) = rehearse(&["--edit", "target:sockjs:REALTIME_WEBHOOKS=off", "--from-weight", "20"]);
+    let written = report["written"].as_array().expect("weights");
+    assert_eq!(code, Some(1), "{report:#}");
+    assert_eq!(written[written.len() - 3..], [Value::from(20), Value::from(0), Value::Null], "{report:#}");
+    let brake_ms = report["brakeMs"].as_u64().expect("a brake");
+    assert!(brake_ms < 40_000, "{report:#}");
+    assert_eq!(
+        report["phases"].as_array().and_then(|all| all.last()).map(|last| &last["phase"]),
+        Some(&"RolledBack".into())
+    );
+}

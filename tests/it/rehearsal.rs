@@ -61,6 +61,7 @@ pub async fn start_from(
         edits: edits.iter().map(|edit| edit.parse().expect("an edit")).collect(),
         page_port: None,
         interposers: between,
+        group: None,
     };
     RunningRehearsal::start(options).await.expect("a rehearsal")
 }

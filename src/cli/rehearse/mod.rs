@@ -1,5 +1,6 @@
 //! `realtime rehearse`: a whole cluster in this process, and the verdict on it.
 
+mod migration;
 mod report;
 mod screen;
 
@@ -37,7 +38,10 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 /// kind. Ready or refused, it goes on serving until Ctrl-C, with a page that shows every hop, a client to try, and faults
 /// to switch on and off. Exit codes: 0 became Ready, 1 refused, 2 bad input.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<RehearseCommand>,
     /// Files with one RealtimeCluster and its RealtimeApps; `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -68,6 +72,11 @@ pub struct Arguments {
     log: String,
 }
 
+#[derive(clap::Subcommand)]
+enum RehearseCommand {
+    Migration(migration::MigrationArguments),
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     Text,
@@ -82,6 +91,9 @@ fn fault_parser() -> impl TypedValueParser<Value = Fault> {
 
 /// Runs `realtime rehearse` and returns its exit code.
 pub async fn run(arguments: Arguments) -> u8 {
+    if let Some(RehearseCommand::Migration(arguments)) = arguments.command {
+        return Box::pin(migration::run(arguments)).await;
+    }
     let began = Instant::now();
     telemetry::start(&arguments.log);
     let mut input = match files::read(&arguments.files) {
@@ -105,6 +117,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         edits: arguments.edits,
         page_port: (!arguments.once).then_some(arguments.port),
         interposers: std::collections::BTreeMap::new(),
+        group: None,
     };
     let mut rehearsal = match RunningRehearsal::start(options).await {
         Ok(rehearsal) => rehearsal,
