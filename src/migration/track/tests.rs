@@ -432,7 +432,7 @@ fn calm(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
     /// The world itself asserts that no action comes twice, that a weight rises only for a target that passes and is
     /// approved, and that the last record stays.
