@@ -5,22 +5,16 @@
 //   CHAOS_SEED      repeats the schedule and the draws of a run
 //   CHAOS_LOGS      a file for the logs of all servers of a run that fails
 import assert from "node:assert/strict";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { writeFile } from "node:fs/promises";
 import { after, before, test } from "node:test";
 
 import { KEY, SECRET } from "../conformance/edge.mjs";
-import { eventually } from "../conformance/rehearsal.mjs";
-import { startDurableRedis } from "./durable_redis.mjs";
+import { SHOWN_MAX, assertNone, countBy, startBed } from "./bed.mjs";
 import { startLoad } from "./load.mjs";
 import { planChaos } from "./plan.mjs";
-import { EVENTS_STREAM, LETTERS_STREAM, startPods } from "./pods.mjs";
+import { EVENTS_STREAM } from "./pods.mjs";
 import { createRandom } from "./random.mjs";
-import { startFailingReceiver } from "./receiver.mjs";
-import { connectStream, startEmulator } from "./stream.mjs";
-import { startStreamProxy } from "./stream_proxy.mjs";
-import { firstArrivals, judgeClientEvents, judgeOrder, judgeTransitions } from "./verdict.mjs";
+import { firstArrivals } from "./verdict.mjs";
 
 if (!process.env.CLUSTER) throw new Error("CLUSTER does not name an API server: run this through ./test chaos");
 
@@ -38,18 +32,6 @@ const DOWN_MS = [300, 2_500];
 /** Kills of each kind in a run of a minute. */
 const KILLS_MIN = 3;
 
-/** Shards at the start. */
-const SHARDS = 4;
-
-/** Longest time until all that was put is delivered after the end of the load, in seconds. */
-const DRAIN_SECONDS = 150;
-
-/** Time without any arrival after which no more is expected, in ms: absences are held for 3 s. */
-const QUIET_MS = 6_000;
-
-/** Problems of a check that are shown. */
-const SHOWN_MAX = 10;
-
 /** A few client events that the endpoint never accepts: they must become dead letters. */
 const isUnacceptable = ({ name, data }) => {
   if (name !== "client_event") return false;
@@ -57,31 +39,13 @@ const isUnacceptable = ({ name, data }) => {
   return sender % 8 === 0 && n % 3_000 === 300;
 };
 
-const outside = {};
-let directory;
-let pods;
+let bed;
 
 before(async () => {
-  directory = await mkdtemp(join(tmpdir(), "chaos-"));
-  outside.emulator = await startEmulator(join(directory, "stream"));
-  outside.stream = connectStream(outside.emulator.port);
-  await outside.stream.create(EVENTS_STREAM, SHARDS);
-  await outside.stream.create(LETTERS_STREAM, 1);
-  outside.redis = await startDurableRedis(join(directory, "redis"));
-  outside.proxy = await startStreamProxy(outside.emulator.port, createRandom(SEED, "proxy"));
-  outside.receiver = await startFailingReceiver(SECRET, createRandom(SEED, "receiver"), isUnacceptable);
-  const webhooks = [{ name: "hook", url: outside.receiver.url, events: [], channelPrefix: "", timeoutSeconds: 4 }];
-  pods = await startPods({ redisUrl: outside.redis.url, streamUrl: outside.proxy.url, kubeconfig: KUBECONFIG, webhooks });
+  bed = await startBed({ kubeconfig: KUBECONFIG, random: (part) => createRandom(SEED, part), isUnacceptable });
 });
 
-after(async () => {
-  await pods?.stop();
-  outside.receiver?.close();
-  outside.proxy?.close();
-  await outside.redis?.stop();
-  await outside.emulator?.stop();
-  if (directory) await rm(directory, { recursive: true, force: true });
-});
+after(() => bed?.stop());
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -97,10 +61,10 @@ async function executePlan(plan, random) {
     const downMs = random.between(...DOWN_MS);
     const execute = async () => {
       const note = { action, target, at: Date.now() };
-      if (action !== "kill") note.change = await outside.stream[action](EVENTS_STREAM);
-      else if (target === "edge" || target === "dispatcher") await pods.replace(target, random, downMs);
+      if (action !== "kill") note.change = await bed.stream[action](EVENTS_STREAM);
+      else if (target === "edge" || target === "dispatcher") await bed.pods.replace(target, random, downMs);
       else {
-        const process = target === "redis" ? outside.redis : outside.emulator;
+        const process = target === "redis" ? bed.redis : bed.emulator;
         await process.kill();
         await sleep(downMs);
         await process.restart();
@@ -118,52 +82,6 @@ async function executePlan(plan, random) {
   return done;
 }
 
-/** Waits until nothing is queued or waits, and nothing arrives any more. */
-async function waitUntilDrained() {
-  let report = "nothing seen";
-  const shards = (await outside.stream.openShards(EVENTS_STREAM)).map(({ ShardId }) => ShardId);
-  await eventually(async () => {
-    const flows = await pods.flows();
-    const queued = flows.reduce((sum, { recorder }) => sum + (recorder?.queued ?? 0), 0);
-    const dispatchers = flows.flatMap(({ dispatcher }) => dispatcher ?? []);
-    const unfinished = dispatchers.reduce((sum, { unfinished: events }) => sum + events, 0);
-    const behind = dispatchers.flatMap(({ shards: held }) => Object.values(held)).filter(({ behindMs, paused }) => behindMs > 0 || paused).length;
-    const held = dispatchers.flatMap(({ shards: ids }) => Object.keys(ids));
-    const missing = shards.filter((id) => !held.includes(id));
-    const quietMs = Date.now() - (outside.receiver.events.at(-1)?.at ?? 0);
-    report = JSON.stringify({ queued, unfinished, behind, missing, quietMs, errors: dispatchers.map(({ lastError }) => lastError) });
-    return queued + unfinished + behind + missing.length === 0 && quietMs > QUIET_MS;
-  }, () => report, DRAIN_SECONDS);
-}
-
-/** The events of records, with the channel and the time of each. */
-function eventsOf(records) {
-  return records.flatMap(({ text, at, shard }) => {
-    const { channel, events } = JSON.parse(text);
-    return events.map(({ user_id: user = "", ...event }) => ({ ...event, user, channel, at, shard }));
-  });
-}
-
-/** The events of dead letters; a letter that is none of an event has its reason alone. */
-function eventsOfLetters(texts) {
-  return texts.map((text) => {
-    const { reason, lastAnswer, event = {} } = JSON.parse(text);
-    return { ...event, reason, lastAnswer };
-  });
-}
-
-function countBy(items, keyOf) {
-  const counts = {};
-  for (const item of items) counts[keyOf(item)] = (counts[keyOf(item)] ?? 0) + 1;
-  return counts;
-}
-
-/** Asserts that a check found no problem, and shows the first ones otherwise. */
-function assertNone(what, problems) {
-  const shown = problems.slice(0, SHOWN_MAX).join("\n  ");
-  assert.equal(problems.length, 0, `${what}: ${problems.length} problems, such as\n  ${shown}`);
-}
-
 /** Asserts that the run was as violent as its schedule says. */
 function assertViolence(done) {
   for (const target of ["edge", "dispatcher", "stream", "redis"]) {
@@ -178,45 +96,37 @@ function assertViolence(done) {
       assert.deepEqual([change.closed.length, change.opened.length], [closed, opened], `${action}: ${JSON.stringify(change)}`);
     }
   }
-  for (const [name, counts] of [["proxy", outside.proxy.counts], ["receiver", outside.receiver.counts]]) {
+  for (const [name, counts] of [["proxy", bed.proxy.counts], ["receiver", bed.receiver.counts]]) {
     for (const [failure, count] of Object.entries(counts)) assert.ok(count > 0, `no ${failure} at the ${name}: ${JSON.stringify(counts)}`);
   }
 }
 
 test("whatever is killed, every event arrives in order or is a dead letter", async (context) => {
   console.log(`chaos: ${SECONDS} s, seed ${SEED}`);
-  const load = startLoad({ key: KEY, secret: SECRET }, () => pods.edgePorts(), createRandom(SEED, "load"));
+  const load = startLoad({ key: KEY, secret: SECRET }, () => bed.pods.edgePorts(), createRandom(SEED, "load"));
   try {
     const done = await executePlan(planChaos(SECONDS, createRandom(SEED, "plan")), createRandom(SEED, "kills"));
     await load.stop();
-    outside.proxy.setFaulty(false);
-    outside.receiver.setFaulty(false);
+    bed.setFaulty(false);
     const ended = Date.now();
-    await waitUntilDrained();
+    await bed.waitUntilDrained();
     console.log(`drained ${Date.now() - ended} ms after the end of the load`);
 
-    const arrivals = outside.receiver.events;
-    const acknowledged = eventsOf(outside.proxy.log.filter(({ stream }) => stream === EVENTS_STREAM));
-    const stored = eventsOf(await outside.stream.readAll(EVENTS_STREAM));
-    const letters = eventsOfLetters((await outside.stream.readAll(LETTERS_STREAM)).map(({ text }) => text));
-    const transitions = await outside.redis.readTransitions();
-    const states = judgeTransitions({ transitions, arrivals, letters, stored });
-    const clientEvents = judgeClientEvents({ acknowledged, arrivals, letters, sent: load.sent });
+    const { arrivals, acknowledged, letters, states, clientEvents, order } = await bed.judge(load.sent);
     const distinct = firstArrivals(arrivals).length;
     for (const [what, counts] of Object.entries({
       load: load.counts,
-      proxy: outside.proxy.counts,
-      receiver: outside.receiver.counts,
+      proxy: bed.proxy.counts,
+      receiver: bed.receiver.counts,
       events: { distinct, repeated: arrivals.length - distinct, ...countBy(firstArrivals(arrivals), ({ name }) => name) },
       transitions: states.counts,
       clientEvents: clientEvents.counts,
       letters: countBy(letters, ({ reason, lastAnswer }) => `${reason} ${lastAnswer ?? ""}`),
     })) console.log(`${what}: ${JSON.stringify(counts)}`);
-    const ledger = await pods.printLedger();
+    const ledger = await bed.pods.printLedger();
     console.log(ledger);
 
-    assertNone("signatures", outside.receiver.problems);
-    const order = judgeOrder(arrivals, stored);
+    assertNone("signatures", bed.receiver.problems);
     for (const trace of [...states.traces, ...order.traces].slice(0, SHOWN_MAX)) console.log(`trace: ${trace}`);
     assertNone("transitions", states.problems);
     assertNone("order", order.problems);
@@ -228,8 +138,8 @@ test("whatever is killed, every event arrives in order or is a dead letter", asy
     assert.ok(distinct >= (EVENTS_PER_MINUTE * SECONDS) / 60, `${distinct} events arrived`);
     assertViolence(done);
   } catch (error) {
-    context.diagnostic(pods.complaints().slice(-40).join("\n"));
-    if (process.env.CHAOS_LOGS) await writeFile(process.env.CHAOS_LOGS, pods.logs());
+    context.diagnostic(bed.pods.complaints().slice(-40).join("\n"));
+    if (process.env.CHAOS_LOGS) await writeFile(process.env.CHAOS_LOGS, bed.pods.logs());
     throw error;
   }
 });
