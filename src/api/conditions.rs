@@ -68,6 +68,8 @@ reasons! {
     PayloadWrong,
     /// No webhook reported that the channel was vacated.
     VacatedMissing,
+    /// A record that no dispatcher can parse was read, and no dead letter of it was written.
+    DeadLetterBroken,
     /// A server runs a configuration that differs from the rendered one.
     ConfigurationDrift,
     /// A server refused its configuration.
@@ -182,7 +184,7 @@ pub mod condition {
     /// Whether the stream exists and this cluster owns or observes it.
     pub const STREAM_READY: &str = "StreamReady";
     /// Whether the dead-letter stream exists and this cluster owns or observes it; present while the manifest asks for one. Not part of
-    /// Ready: events are delivered without it.
+    /// Ready, which asks for the letter of a test record instead.
     pub const DEAD_LETTER_READY: &str = "DeadLetterReady";
     /// Whether every child is applied and every pod has the rendered template and is ready.
     pub const WORKLOADS_AVAILABLE: &str = "WorkloadsAvailable";
@@ -285,6 +287,9 @@ impl Reason {
             Self::SignatureInvalid => "Compare the app's secret at the dispatcher with the registry.",
             Self::PayloadWrong => "Compare the releases of edge and dispatcher.",
             Self::VacatedMissing => "Check the dispatcher's debounce and the clock of the edge.",
+            Self::DeadLetterBroken => {
+                "Read the message: create the dead-letter stream, correct its name, or allow `kinesis:PutRecords` on it to the dispatchers."
+            }
             Self::ConfigurationDrift => {
                 "Revert the change of the variable named: a manual edit, a policy, or an injector."
             }

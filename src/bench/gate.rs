@@ -417,6 +417,9 @@ clock in, a verdict out.
   They count as [exposure.md](exposure.md#the-condition-externalpathproven) says, and never as a loss of a pod.
 - **Closing.** A result that was measured wrong closes at once. A lost journey is confirmed twice; `gate.closeAfter`
   losses of one value in a row that span 20 s close, and so do more than 5 % of the last 200 journeys.
+- **Dead letters.** With `webhooks.deadLetter` the gate opens once the letter of a test record has come out of the dead-letter
+  stream, once for each fingerprint. A record that a dispatcher read and did not keep closes as `DeadLetterBroken`
+  ([dead-letter.md](dead-letter.md)).
 - **Ageing.** A value without a finished journey for three intervals, and at least a minute, closes the gate as
   `EvidenceStale`; Ready is then Unknown. `status.gate.passedAt` is the start of the oldest pass of the latest complete
   round. A new leader goes on with the recorded proof, without renewing it, for 15 minutes at most

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::external::{ExternalState, describe_failure};
 use super::target_index::TargetValue;
-use super::{ConfigDrift, Evidence, HopFailure};
+use super::{ConfigDrift, DeadLetterProof, Evidence, HopFailure};
 use crate::api::Reason;
 use crate::protocol::Transport;
 
@@ -55,10 +55,14 @@ pub(super) enum FindingSubject<'a> {
     Dispatcher { pod: &'a str, failure: &'a HopFailure },
     /// Too many journeys failed; the latest one.
     LossRate { transport: Transport, pod: &'a str, failure: &'a HopFailure },
+    /// A lost event would not be kept.
+    BrokenDeadLetter(&'a str),
     /// Fewer pods run than the manifest asks for.
     MissingPods(String),
     /// The paths from outside: they fail, or are not proven yet.
     External { reason: Reason, message: String },
+    /// The letter of a test record is awaited.
+    AwaitedDeadLetter,
     /// The latest closing; nothing speaks against the cluster since, and too little for it.
     Closing { reason: Reason, message: &'a str },
 }
@@ -66,7 +70,7 @@ pub(super) enum FindingSubject<'a> {
 type Check = for<'a> fn(&'a Evidence) -> Option<Finding<'a>>;
 
 /// The checks in their order.
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 14] = [
     find_stale_evidence,
     find_explained_failure,
     find_empty_dimension,
@@ -76,8 +80,10 @@ const CHECKS: [Check; 12] = [
     find_failing_dispatcher,
     find_external_failure,
     find_loss_rate,
+    find_broken_dead_letter,
     find_missing_pods,
     find_unproven_external,
+    find_awaited_dead_letter,
     find_closing,
 ];
 
@@ -141,6 +147,18 @@ fn find_loss_rate(evidence: &Evidence) -> Option<Finding<'_>> {
     let (transport, pod, failure) = evidence.latest_failure()?;
     let subject = FindingSubject::LossRate { transport: *transport, pod, failure };
     Some(Finding { class: FindingClass::Refutes, subject })
+}
+
+/// A test record whose letter was not written. Journeys pass, so this comes after everything that concerns each event.
+fn find_broken_dead_letter(evidence: &Evidence) -> Option<Finding<'_>> {
+    let DeadLetterProof::Broken(message) = &evidence.dead_letter else { return None };
+    Some(Finding { class: FindingClass::Refutes, subject: FindingSubject::BrokenDeadLetter(message) })
+}
+
+/// A test record that is on its way. An open gate does not wait for it: journeys have proven the path of events.
+fn find_awaited_dead_letter(evidence: &Evidence) -> Option<Finding<'_>> {
+    let is_awaited = evidence.dead_letter == DeadLetterProof::Pending;
+    is_awaited.then_some(Finding { class: FindingClass::Delays, subject: FindingSubject::AwaitedDeadLetter })
 }
 
 fn find_missing_pods(evidence: &Evidence) -> Option<Finding<'_>> {

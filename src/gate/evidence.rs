@@ -10,7 +10,7 @@ use super::external::{ExternalEvidence, ExternalState, ExternalVerdict};
 use super::journey_history::{HistoryState, JourneyHistory};
 use super::loss_window::LossWindow;
 use super::target_index::TargetValue;
-use super::{ConfigDrift, CoverageTargets, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
+use super::{ConfigDrift, CoverageTargets, DeadLetterProof, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 use crate::api::Reason;
 use crate::protocol::Transport;
 
@@ -49,6 +49,8 @@ pub struct Evidence {
     process_ids: BTreeMap<String, String>,
     /// Journeys by the dispatcher that read their events.
     dispatcher_histories: BTreeMap<String, JourneyHistory>,
+    /// Proof that lost events are kept.
+    pub(super) dead_letter: DeadLetterProof,
     pub(super) coverage: Coverage,
     pub(super) losses: LossWindow,
     pub(super) external: ExternalEvidence,
@@ -77,6 +79,7 @@ impl Evidence {
             drifts: BTreeMap::new(),
             process_ids: BTreeMap::new(),
             dispatcher_histories: BTreeMap::new(),
+            dead_letter: DeadLetterProof::default(),
             coverage: Coverage::default(),
             losses: LossWindow::default(),
             external: ExternalEvidence::default(),
@@ -99,6 +102,12 @@ impl Evidence {
     /// Replaces the policy; it is in force at once.
     pub fn set_policy(&mut self, policy: GatePolicy) {
         self.policy = policy;
+        self.update_gate();
+    }
+
+    /// Replaces the proof that lost events are kept.
+    pub fn set_dead_letter_proof(&mut self, proof: DeadLetterProof) {
+        self.dead_letter = proof;
         self.update_gate();
     }
 

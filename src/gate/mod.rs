@@ -10,6 +10,7 @@ mod checks;
 mod config_drift;
 mod coverage;
 mod coverage_targets;
+mod dead_letter;
 mod decision;
 mod evidence;
 mod external;
@@ -25,6 +26,7 @@ mod verdict;
 
 pub use config_drift::{ConfigDrift, ExpectedConfig, find_drifts};
 pub use coverage_targets::CoverageTargets;
+pub use dead_letter::DeadLetterProof;
 pub use evidence::{Evidence, ProcessProof, RestoredProof};
 pub use external::{ExternalTargets, ExternalVerdict};
 pub use hop::Hop;

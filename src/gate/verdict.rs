@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::checks::{Finding, FindingSubject, first_finding};
-use super::{ConfigDrift, Evidence, ExternalVerdict, GatePhase, Hop, HopFailure};
+use super::{ConfigDrift, DeadLetterProof, Evidence, ExternalVerdict, GatePhase, Hop, HopFailure};
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::config::ServerKind;
@@ -206,6 +206,11 @@ impl Evidence {
                 );
                 (failure.reason, message)
             }
+            FindingSubject::BrokenDeadLetter(message) => (Reason::DeadLetterBroken, (*message).to_owned()),
+            FindingSubject::AwaitedDeadLetter => {
+                let progress = self.progress_summary(transports);
+                (Reason::Proving, format!("the dead letter of a test record is awaited; {progress}"))
+            }
             FindingSubject::MissingPods(message) => {
                 (Reason::RollingOut, format!("{message}; {}", self.progress_summary(transports)))
             }
@@ -226,6 +231,11 @@ impl Evidence {
                 format_count(shards, "shard"),
                 format_count(dispatchers, "dispatcher")
             );
+            let message = match &self.dead_letter {
+                DeadLetterProof::Proven => format!("{message}; a test record became a dead letter"),
+                DeadLetterProof::Unproven(error) => format!("{message}; dead letters are not proven: {error}"),
+                DeadLetterProof::NotApplicable | DeadLetterProof::Pending | DeadLetterProof::Broken(_) => message,
+            };
             (Reason::Proven, message)
         } else {
             let pods = format_count(pods, "edge pod");

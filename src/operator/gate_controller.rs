@@ -382,6 +382,7 @@ async fn build_former_plan(
         external: ExternalPlan::default(),
         wanted_pods: BTreeMap::new(),
         edges,
+        dead_letter: None,
         requested: None,
         ..plan.clone()
     }))

@@ -10,6 +10,7 @@
 mod client_address;
 mod clients;
 mod coverage;
+mod dead_letter;
 mod diagnose;
 mod expected_webhooks;
 mod handle;
@@ -17,6 +18,7 @@ mod http_publish;
 mod journey;
 mod journey_budget;
 mod launch;
+mod letter_proof;
 mod metrics;
 mod nonce;
 mod observe;
@@ -51,7 +53,7 @@ use std::time::Duration;
 use crate::api::cluster::ExternalGate;
 use crate::gate::{ExternalTargets, GatePolicy, RegistryHistory};
 use crate::kinesis;
-use crate::protocol::{Secret, Transport};
+use crate::protocol::{Secret, StreamName, Transport};
 
 /// An edge pod that journeys run through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +233,8 @@ pub struct ProbePlan {
     pub admin_token: Secret,
     /// Reads back; `None` when there are no webhooks.
     pub stream: Option<kinesis::KinesisClient>,
+    /// The stream for dead letters, of which the letter of a test record must come out; `None` to prove nothing.
+    pub dead_letter: Option<StreamName>,
     /// The thresholds of the gate.
     pub policy: GatePolicy,
     /// Token of a proof that is requested and not complete; each new one starts a round at once.
@@ -249,6 +253,7 @@ impl ProbePlan {
         self.fingerprint == other.fingerprint
             && self.transports == other.transports
             && self.webhooks == other.webhooks
+            && self.dead_letter == other.dead_letter
             && self.edges == other.edges
             && self.paths == other.paths
             && self.external == other.external

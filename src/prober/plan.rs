@@ -15,6 +15,8 @@ impl ProbePlan {
     pub fn of_cluster(cluster: &ValidCluster) -> Self {
         let GateSettings { interval, timeout, open_after, close_after } = cluster.gate;
         let dispatcher = cluster.dispatcher();
+        // Nothing is written to a stream that is only observed, so nothing is claimed of its dead letters.
+        let may_put = cluster.stream.goal.is_managed();
         Self {
             fingerprint: String::new(),
             proof: JourneyProof::Never,
@@ -32,6 +34,7 @@ impl ProbePlan {
             ))),
             admin_token: cluster.admin_token.clone(),
             stream: None,
+            dead_letter: dispatcher.and_then(|_| cluster.stream.dead_letter_name()).filter(|_| may_put),
             policy: GatePolicy { interval, timeout, open_after, close_after, ..GatePolicy::default() },
             requested: None,
         }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::coverage::{TargetPair, coverage_targets, process_names};
+use super::dead_letter::{LetterAttempt, LetterProver};
 use super::handle::{PodStanding, Prober};
 use super::journey::JourneyContext;
 use super::journey_budget::BudgetShare;
@@ -127,9 +128,11 @@ pub fn start(
         process: reports,
         requested_round: None,
         requested_reports,
+        letter_prover: LetterProver::default(),
     };
     schedule.update_paths();
     schedule.update_targets();
+    schedule.restart_letter_proof();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
     Ok(Prober { verdicts: latest, pods, endpoints, round_interval, effective_interval, plan, requested, hops, task })
@@ -145,6 +148,8 @@ pub(super) enum ScheduleEvent {
     HopsEnded(TargetPair),
     /// A journey is over.
     JourneyEnded(Journey),
+    /// An attempt to prove dead letters is over.
+    LettersRead(LetterAttempt),
 }
 
 /// The schedule of one cluster's journeys.
@@ -195,6 +200,8 @@ pub(super) struct JourneySchedule {
     /// The latest requested round.
     pub(super) requested_round: Option<RequestedRound>,
     pub(super) requested_reports: watch::Sender<Option<RequestedProof>>,
+    /// The proof of dead letters.
+    pub(super) letter_prover: LetterProver,
 }
 
 /// A prober's reports to its process.
@@ -255,6 +262,7 @@ impl JourneySchedule {
                     if self.warm && self.is_ready() {
                         self.prove_newcomers();
                         self.start_requested_round();
+                        self.attempt_letter_proof(now);
                     }
                     self.retry_suspects(now);
                 }
@@ -303,6 +311,10 @@ impl JourneySchedule {
     /// Another plan: pods that came and went, or another thing to prove.
     fn adopt_plan(&mut self, plan: Arc<ProbePlan>) {
         let before = &self.context.plan;
+        let is_letter_proof_due = plan.fingerprint != before.fingerprint
+            || plan.dead_letter != before.dead_letter
+            || plan.stream.is_some() != before.stream.is_some()
+            || plan.requested.is_some() && plan.requested != before.requested;
         if plan.fingerprint != before.fingerprint {
             self.evidence.reset_proof(plan.fingerprint.clone());
             self.warm = true;
@@ -318,6 +330,9 @@ impl JourneySchedule {
         self.context.receiver.accept_app(plan.app.id.clone());
         let context = JourneyContext { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
+        if is_letter_proof_due {
+            self.restart_letter_proof();
+        }
         self.adjust_interval();
         self.update_paths();
         self.observation.pods.retain(|pod, _| process_names(&self.context.plan).any(|found| found == pod));
@@ -396,6 +411,7 @@ impl JourneySchedule {
                 self.evidence.add_journey(&journey);
                 self.add_to_requested_round(&journey);
             }
+            ScheduleEvent::LettersRead(attempt) => self.add_letter_attempt(attempt),
         }
         self.publish_verdict();
     }

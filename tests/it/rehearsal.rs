@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,12 +20,14 @@ use realtime_operator::api::cluster::TransportState;
 use realtime_operator::config::ServerKind;
 use realtime_operator::desired::Manifests;
 use realtime_operator::gate::{GatePhase, Hop, Verdict};
+use realtime_operator::kinesis::LiveCapacity;
 use realtime_operator::prober::EndpointReports;
 use realtime_operator::protocol::Transport;
 use realtime_operator::rehearsal::{KinesisInterposer, RehearsalOptions, RunningRehearsal};
 use serde_json::{Value, json};
 
-use crate::waiting::describe_last;
+use crate::fixtures::connect_kinesis;
+use crate::waiting::{describe_last, eventually};
 
 /// A cluster with a gate that is quick to judge.
 const MANIFEST: &str = concat!(
@@ -223,6 +225,71 @@ async fn a_stream_that_acknowledges_and_stores_nothing_is_refused_without_blamin
     assert!(!verdict.message.contains("AWS_"), "no variable is to blame: {}", verdict.message);
 }
 
+/// A cluster whose dead-letter stream has a known name, and whose letters are awaited for a shorter time.
+fn manifest_of_letters() -> String {
+    MANIFEST.replace("deadLetter: {}", "deadLetter: { name: lost }").replace("timeoutSeconds: 8", "timeoutSeconds: 4")
+}
+
+/// Requests a proof, as the annotation of a cluster does.
+fn request_proof(rehearsal: &RunningRehearsal, token: &str) {
+    let prober = rehearsal.prober.as_ref().expect("journeys");
+    prober.plan.send_modify(|plan| {
+        let plan = Arc::make_mut(plan);
+        plan.requested = Some(token.to_owned());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_stream_that_is_gone_is_found_by_the_next_proof_and_its_return_opens_the_gate() {
+    let cloud = Arc::new(OnceLock::new());
+    // Nothing is put between; the address is noted.
+    let between: KinesisInterposer = {
+        let cloud = cloud.clone();
+        Arc::new(move |kinesis| {
+            cloud.get_or_init(|| kinesis);
+            Box::pin(async move { Ok(kinesis) })
+        })
+    };
+    let mut rehearsal =
+        start_from(&manifest_of_letters(), &[], BTreeMap::from([(ServerKind::Dispatcher, between)])).await;
+    let proven = |verdict: &Verdict| verdict.ready && verdict.message.ends_with("; a test record became a dead letter");
+    let verdict = first_verdict(&mut rehearsal).await;
+    assert!(proven(&verdict), "the gate opens with the proof and not before: {verdict:?}");
+
+    let kinesis = cloud.get().expect("the address of Kinesis");
+    let letters = connect_kinesis(&format!("http://{kinesis}"), "lost").await;
+    letters.delete_stream().await.expect("deleted");
+    eventually("the stream is gone", async || letters.describe_stream().await.is_err(), |gone| *gone).await;
+    request_proof(&rehearsal, "without a stream");
+    let closed = wait_for_verdict(&mut rehearsal, "a closed gate", |verdict| !verdict.ready).await;
+    assert_eq!((closed.phase, closed.reason), (GatePhase::Closed, Reason::DeadLetterBroken), "{closed:?}");
+    assert!(closed.message.contains("dead-letter stream lost does not exist"), "{}", closed.message);
+    assert!(closed.transports.iter().all(|found| found.state == TransportState::Passing), "{closed:?}");
+
+    letters.create_stream(LiveCapacity::Provisioned(1), &BTreeMap::new()).await.expect("created");
+    wait_for_verdict(&mut rehearsal, "Ready again", proven).await;
+    rehearsal.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_that_may_not_write_dead_letters_is_refused_and_named_with_its_error() {
+    // A dispatcher puts nothing but letters.
+    let always = Arc::new(AtomicBool::new(true));
+    let between: KinesisInterposer =
+        Arc::new(move |kinesis| Box::pin(proxy(kinesis, Behaviour::FailWhile(always.clone()))));
+    let between = BTreeMap::from([(ServerKind::Dispatcher, between)]);
+    let mut rehearsal = start_from(&manifest_of_letters(), &[], between).await;
+    let verdict = first_verdict(&mut rehearsal).await;
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Refused, Reason::DeadLetterBroken), "{verdict:?}");
+    for part in ["eu-dispatcher", "read a test record", "DeadLetterUnavailable: ", "allow kinesis:PutRecords on"] {
+        assert!(verdict.message.contains(part), "{part}: {}", verdict.message);
+    }
+    for transport in Transport::ALL {
+        assert_eq!(state(&verdict, transport), PASSING, "{verdict:?}");
+    }
+    rehearsal.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_goes_away_closes_the_gate_and_its_return_opens_it() {
     let away = Arc::new(AtomicBool::new(false));
@@ -341,9 +408,16 @@ fn without(kind: &str, body: &[u8]) -> Bytes {
     for entry in body["Records"].as_array_mut().into_iter().flatten() {
         // Base64 in JSON, as Kubernetes has it too.
         let ByteString(data) = serde_json::from_value(entry["Data"].take()).expect("base64");
-        let mut record: Value = serde_json::from_slice(&data).expect("a record");
-        record["events"].as_array_mut().expect("events").retain(|event| event["name"] != kind);
-        entry["Data"] = json!(ByteString(record.to_string().into_bytes()));
+        // The test record of a proof of dead letters is no JSON, and its letter has no events.
+        let mut record: Value = serde_json::from_slice(&data).unwrap_or_default();
+        let data = match record["events"].as_array_mut() {
+            Some(events) => {
+                events.retain(|event| event["name"] != kind);
+                record.to_string().into_bytes()
+            }
+            None => data,
+        };
+        entry["Data"] = json!(ByteString(data));
     }
     body.to_string().into()
 }

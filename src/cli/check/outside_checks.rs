@@ -43,9 +43,9 @@ pub async fn check_dead_letters(cluster: &ValidCluster, secrets: &SecretTexts) -
     };
     let permissions = format!(
         "it needs {} for the operator, {} for the dispatcher, and {} for realtime replay, each on {name}; realtime iam prints the policies",
-        list_actions(cluster, PermissionHolder::Operator),
-        list_actions(cluster, PermissionHolder::Dispatcher),
-        list_actions(cluster, PermissionHolder::Replay),
+        list_actions(cluster, &[PermissionHolder::Operator, PermissionHolder::OperatorLetterProof]),
+        list_actions(cluster, &[PermissionHolder::Dispatcher]),
+        list_actions(cluster, &[PermissionHolder::Replay]),
     );
     Some(match describe_stream(&settings).await {
         Ok(Ok(summary)) => CheckResult::passed(CHECK, format!("stream {name} is {}; {permissions}", summary.status)),
@@ -57,10 +57,11 @@ pub async fn check_dead_letters(cluster: &ValidCluster, secrets: &SecretTexts) -
     })
 }
 
-/// Lists the actions of a holder on the dead-letter stream.
-fn list_actions(cluster: &ValidCluster, holder: PermissionHolder) -> String {
-    let operations = list_operations(holder, StreamPurpose::DeadLetters, &cluster.stream.goal);
-    let actions: Vec<String> = operations.iter().map(|operation| format!("kinesis:{}", operation.api_name())).collect();
+/// Lists the actions of one identity, which is these holders, on the dead-letter stream.
+fn list_actions(cluster: &ValidCluster, holders: &[PermissionHolder]) -> String {
+    let list = |holder: &PermissionHolder| list_operations(*holder, StreamPurpose::DeadLetters, &cluster.stream.goal);
+    let operations = holders.iter().flat_map(list);
+    let actions: Vec<String> = operations.map(|operation| format!("kinesis:{}", operation.api_name())).collect();
     actions.join(", ")
 }
 

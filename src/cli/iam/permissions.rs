@@ -17,6 +17,8 @@ pub enum PermissionHolder {
     Operator,
     /// The operator, while it deletes the stream of a deleted cluster.
     OperatorDeletion,
+    /// The operator, while it proves that lost events are kept. Only with a dead-letter stream.
+    OperatorLetterProof,
     /// The user of `realtime replay`.
     Replay,
 }
@@ -45,10 +47,6 @@ pub fn list_operations(holder: PermissionHolder, purpose: StreamPurpose, goal: &
                 KinesisOperation::GetRecords,
             ]
         }
-        (PermissionHolder::Dispatcher, StreamPurpose::DeadLetters) => vec![KinesisOperation::PutRecords],
-        (PermissionHolder::Replay, _) => {
-            vec![KinesisOperation::ListShards, KinesisOperation::GetShardIterator, KinesisOperation::GetRecords]
-        }
         (PermissionHolder::Operator, StreamPurpose::Events) => {
             let mut operations =
                 vec![KinesisOperation::ListShards, KinesisOperation::GetShardIterator, KinesisOperation::GetRecords];
@@ -56,6 +54,13 @@ pub fn list_operations(holder: PermissionHolder, purpose: StreamPurpose, goal: &
             operations
         }
         (PermissionHolder::Operator, StreamPurpose::DeadLetters) => list_management(goal),
+        // An observer writes nothing, and so proves nothing.
+        (PermissionHolder::OperatorLetterProof, _) if !goal.is_managed() => vec![],
+        (PermissionHolder::Dispatcher, StreamPurpose::DeadLetters)
+        | (PermissionHolder::OperatorLetterProof, StreamPurpose::Events) => vec![KinesisOperation::PutRecords],
+        (PermissionHolder::OperatorLetterProof, StreamPurpose::DeadLetters) | (PermissionHolder::Replay, _) => {
+            vec![KinesisOperation::ListShards, KinesisOperation::GetShardIterator, KinesisOperation::GetRecords]
+        }
         (PermissionHolder::OperatorDeletion, _) if goal.is_deleted_with_cluster => vec![KinesisOperation::DeleteStream],
         (PermissionHolder::Edge, StreamPurpose::DeadLetters) | (PermissionHolder::OperatorDeletion, _) => vec![],
     }

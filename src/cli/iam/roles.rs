@@ -59,7 +59,7 @@ pub struct IamRole {
     pub service_account: String,
     /// The trust policy; null for an identity without roles of its own.
     pub trust: Value,
-    /// The policies by name: that of the server, and that of the deletion.
+    /// The policies by name: that of the server, that of the deletion, and that of the proof of dead letters.
     pub policies: Vec<(&'static str, Value)>,
 }
 
@@ -78,7 +78,10 @@ pub fn build_roles(inputs: &RoleInputs<'_>) -> Vec<IamRole> {
         let (namespace, account) = (inputs.namespace.to_owned(), account.clone());
         build_role(inputs, server, role_name(arn, server), (namespace, account), &[("access", holder)])
     };
-    let of_operator = [("access", PermissionHolder::Operator), ("delete", PermissionHolder::OperatorDeletion)];
+    let mut of_operator = vec![("access", PermissionHolder::Operator), ("delete", PermissionHolder::OperatorDeletion)];
+    if inputs.stream.dead_letter.is_some() {
+        of_operator.push(("dead-letter-proof", PermissionHolder::OperatorLetterProof));
+    }
     vec![
         of_server("edge", PermissionHolder::Edge, &inputs.edge),
         of_server("dispatcher", PermissionHolder::Dispatcher, &inputs.dispatcher),
@@ -179,7 +182,8 @@ fn build_key_statement(inputs: &RoleInputs<'_>, holder: PermissionHolder, goal: 
         PermissionHolder::Dispatcher if has_letters => &["kms:Decrypt", "kms:GenerateDataKey"],
         PermissionHolder::Operator if goal.is_managed() => &["kms:Decrypt", "kms:DescribeKey"],
         PermissionHolder::Dispatcher | PermissionHolder::Operator | PermissionHolder::Replay => &["kms:Decrypt"],
-        PermissionHolder::OperatorDeletion => return None,
+        PermissionHolder::OperatorLetterProof if goal.is_managed() => &["kms:Decrypt", "kms:GenerateDataKey"],
+        PermissionHolder::OperatorLetterProof | PermissionHolder::OperatorDeletion => return None,
     };
     let arn = |id: &str| {
         let region = &inputs.stream.region;

@@ -3,7 +3,9 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::gate::{ConfigDrift, CoverageTargets, ExternalTargets, GatePolicy, Journey, JourneyOutcome, RestoredProof};
+use crate::gate::{
+    ConfigDrift, CoverageTargets, DeadLetterProof, ExternalTargets, GatePolicy, Journey, JourneyOutcome, RestoredProof,
+};
 
 const SERVED: [Transport; 3] = [Transport::Websocket, Transport::XhrStreaming, Transport::XhrPolling];
 
@@ -601,6 +603,47 @@ fn a_pass_without_the_fan_out_proves_a_pod_and_opens_only_a_cluster_of_one_pod()
         }
     }
     assert!(single.verdict().ready, "{:?}", single.verdict());
+}
+
+#[test]
+fn a_lost_event_that_is_not_kept_closes_the_gate_until_a_test_record_became_a_letter() {
+    let broken = || DeadLetterProof::Broken("lost events are not kept: no stream".to_owned());
+    let denied = || DeadLetterProof::Unproven("PutRecords: denied".to_owned());
+    // The proof, the verdict of a cluster that was not proven yet, that of a proven one, and a part of its message.
+    for (proof, at_first, later, part) in [
+        (DeadLetterProof::NotApplicable, Some(Reason::Proven), Some(Reason::Proven), "and 1 dispatcher"),
+        (DeadLetterProof::Pending, None, Some(Reason::Proven), "and 1 dispatcher"),
+        (DeadLetterProof::Proven, Some(Reason::Proven), Some(Reason::Proven), "; a test record became a dead letter"),
+        (denied(), Some(Reason::Proven), Some(Reason::Proven), "; dead letters are not proven: PutRecords: denied"),
+        (broken(), None, None, "lost events are not kept: no stream"),
+    ] {
+        let mut evidence = self::evidence();
+        evidence.set_dead_letter_proof(proof.clone());
+        rounds(&mut evidence, 0, 2);
+        let verdict = evidence.verdict();
+        assert_eq!(verdict.ready.then_some(verdict.reason), at_first, "{proof:?}, not proven yet: {verdict:?}");
+        let mut evidence = self::evidence();
+        rounds(&mut evidence, 0, 2);
+        evidence.set_dead_letter_proof(proof.clone());
+        let verdict = evidence.verdict();
+        assert_eq!(verdict.ready.then_some(verdict.reason), later, "{proof:?}, proven: {verdict:?}");
+        assert!(verdict.message.ends_with(part), "{proof:?}: {}", verdict.message);
+    }
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    evidence.set_dead_letter_proof(broken());
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::DeadLetterBroken));
+    rounds(&mut evidence, 2, 3);
+    assert!(!evidence.verdict().ready, "passed journeys say nothing of it");
+    let mut losing = evidence.clone();
+    (5..8).for_each(|at| lose_websocket(&mut losing, at));
+    assert_eq!(losing.verdict().reason, Reason::WebhookMissing, "events that do not arrive are named first");
+    evidence.set_dead_letter_proof(DeadLetterProof::Proven);
+    rounds(&mut evidence, 5, 2);
+    assert!(evidence.verdict().ready, "{:?}", evidence.verdict());
+    evidence.reset_proof("f2");
+    assert_eq!(evidence.verdict().phase, GatePhase::Proving, "of another fingerprint nothing is known");
 }
 
 /// One fact of a generated history.

@@ -247,6 +247,50 @@ resource "aws_iam_role_policy" "realtime_operator_delete" {
   EOT
 }
 
+resource "aws_iam_role_policy" "realtime_operator_dead-letter-proof" {
+  name   = "realtime-channels-eu-operator-dead-letter-proof"
+  role   = aws_iam_role.realtime_operator.name
+  policy = <<-EOT
+  {
+    "Version": "2012-10-17",
+    "Statement": [
+      {
+        "Sid": "Stream",
+        "Effect": "Allow",
+        "Action": [
+          "kinesis:PutRecords"
+        ],
+        "Resource": "arn:aws:kinesis:eu-west-1:123456789012:stream/events"
+      },
+      {
+        "Sid": "DeadLetters",
+        "Effect": "Allow",
+        "Action": [
+          "kinesis:GetRecords",
+          "kinesis:GetShardIterator",
+          "kinesis:ListShards"
+        ],
+        "Resource": "arn:aws:kinesis:eu-west-1:123456789012:stream/events-dead-letter"
+      },
+      {
+        "Sid": "Key",
+        "Effect": "Allow",
+        "Action": [
+          "kms:Decrypt",
+          "kms:GenerateDataKey"
+        ],
+        "Resource": "arn:aws:kms:eu-west-1:123456789012:key/*",
+        "Condition": {
+          "ForAnyValue:StringEquals": {
+            "kms:ResourceAliases": "alias/chat"
+          }
+        }
+      }
+    ]
+  }
+  EOT
+}
+
 resource "aws_eks_pod_identity_association" "realtime_operator" {
   cluster_name    = "prod"
   namespace       = "realtime-operator"
