@@ -15,6 +15,7 @@ mod hostile;
 mod last_messages;
 mod load_balancers;
 mod messages;
+mod outage_memory;
 mod outbox;
 mod presence_outage;
 mod raw_client;

@@ -27,7 +27,8 @@ impl RecordableEvent {
     /// Serialises an event, once.
     pub fn new(event: &RecordedEvent, receipt: Option<Receipt>) -> Self {
         // Values of this type always serialise; an empty event would make a record that is dead-lettered.
-        let json = Bytes::from(serde_json::to_vec(event).unwrap_or_default());
+        // Without the spare room of a vector that grew by doubling: a full queue would take up to twice its bound.
+        let json = Bytes::from(serde_json::to_vec(event).unwrap_or_default().into_boxed_slice());
         let topic = EventTopic::of_kind(&event.kind);
         let is_arrival = matches!(event.kind, EventKind::ChannelOccupied | EventKind::MemberAdded { .. });
         Self { json, rank: DropRank::of_topic(topic.as_ref()), topic, order: event.order, is_arrival, receipt }

@@ -50,6 +50,11 @@ impl BatchBudget {
         let (records, bytes) = (limits.batch_records, limits.batch_bytes);
         Self { records, bytes, refused: records.div_ceil(2), is_empty: true }
     }
+
+    /// The room of a batch by which a lane tries whether the stream is available again.
+    pub fn of_trial(limits: &QueueLimits) -> Self {
+        Self { bytes: limits.trial_bytes, ..Self::new(limits) }
+    }
 }
 
 /// The events that a lane removed, because the stream acknowledged their record.

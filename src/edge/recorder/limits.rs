@@ -16,6 +16,9 @@ pub struct QueueLimits {
     pub batch_records: usize,
     /// Bytes in one batch at most.
     pub batch_bytes: usize,
+    /// Bytes in one batch at most while calls fail as a whole. A call holds its records once more, and in base64 too: the
+    /// batches of all lanes would take more memory than the queue.
+    pub trial_bytes: usize,
     /// Delay for collecting further events of a key, in ms.
     pub linger_ms: u64,
     /// Age at which a client event is dropped, in ms.
@@ -34,6 +37,7 @@ impl QueueLimits {
         record_bytes: 64 << 10,
         batch_records: 500,
         batch_bytes: 4 << 20,
+        trial_bytes: 256 << 10,
         linger_ms: 20,
         client_event_ms: 600_000,
         backoff_ms: 50,

@@ -85,12 +85,16 @@ impl RecordQueue {
 
     /// Returns the next batch of a lane: due keys, earliest first.
     pub fn take_batch(&self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
-        self.take_records(lane, now).collect()
+        self.take_records(lane, now, BatchBudget::new(&self.limits)).collect()
+    }
+
+    /// The same after a call that failed as a whole: a small batch.
+    pub fn take_trial(&self, lane: usize, now: u64) -> Vec<OutgoingRecord> {
+        self.take_records(lane, now, BatchBudget::of_trial(&self.limits)).collect()
     }
 
     /// Takes the records of one batch, each with a lock of its own, so that no socket waits for a whole batch.
-    fn take_records(&self, lane: usize, now: u64) -> impl Iterator<Item = OutgoingRecord> {
-        let mut budget = BatchBudget::new(&self.limits);
+    fn take_records(&self, lane: usize, now: u64, mut budget: BatchBudget) -> impl Iterator<Item = OutgoingRecord> {
         std::iter::from_fn(move || self.lane(lane).take_record(now, &mut budget))
     }
 
@@ -308,6 +312,16 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_is_a_small_batch_of_at_least_one_record() {
+        let queue = test_queue(QueueLimits { trial_bytes: 1, ..QueueLimits::DEFAULT });
+        for (n, channel) in (1..).zip(["a", "b", "c"]) {
+            queue.push_event(&test_key(channel), &client_event(n), 0);
+        }
+        assert_eq!(event_ids(&queue.take_trial(0, 20)), [["1"]]);
+        assert_eq!(event_ids(&queue.take_batch(0, 20)), [["2"], ["3"]]);
+    }
+
+    #[test]
     fn a_full_queue_keeps_the_latest_count_of_each_channel() {
         let queue = test_queue(QueueLimits { events: 4, ..QueueLimits::DEFAULT });
         let (a, b) = (test_key("a"), test_key("b"));
@@ -469,7 +483,7 @@ mod tests {
             assert_eq!(queue.push_event(&test_key(&format!("c{}", n % 100)), &client_event(n), 0), []);
         }
         let mut taken = 0;
-        for record in queue.take_records(0, 20) {
+        for record in queue.take_records(0, 20, BatchBudget::new(&queue.limits)) {
             taken += 1;
             assert!(queue.lanes[0].try_lock().is_ok(), "a socket can push");
             assert_eq!(queue.push_event(&record.subject, &state_event(1), 20), []);

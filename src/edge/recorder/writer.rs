@@ -46,7 +46,9 @@ impl LaneWriter {
     pub async fn run(mut self) {
         loop {
             let now = self.shared.clock.elapsed_ms();
-            let batch = self.shared.queue.take_batch(self.number, now);
+            let queue = &self.shared.queue;
+            let batch =
+                if self.failures > 0 { queue.take_trial(self.number, now) } else { queue.take_batch(self.number, now) };
             if !batch.is_empty() {
                 self.put_batch(batch).await;
                 continue;
