@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::ProbeApp;
 use super::clients::client::ProbeClient;
+use super::clients::target::SessionTarget;
 use crate::protocol::{ChannelName, Transport};
 
 /// A session of a client that no journey awaits.
@@ -27,8 +28,9 @@ impl Visitor {
         timeout: Duration,
     ) -> Result<Self, String> {
         let deadline = Instant::now() + timeout;
+        let target = SessionTarget::of_pod("the edge", address);
         let connected = tokio::time::timeout_at(deadline, async {
-            let mut session = ProbeClient::connect(("the edge", address), transport, app, |_| ()).await?;
+            let mut session = ProbeClient::connect(&target, transport, app, |_| ()).await?;
             session.subscribe(app, channel, None, deadline).await?;
             Ok(session)
         });
