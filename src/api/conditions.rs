@@ -312,9 +312,7 @@ impl Reason {
             Self::ChildNotOurs => "Rename or delete the object named, or rename the cluster.",
             Self::SecretMissing => "Create the Secret with the key named; no restart is needed.",
             Self::SpecInvalid => "Correct the field named.",
-            Self::NotAllowedByPolicy => {
-                "Write an allowed value, or have an administrator of the operator extend its platform policy."
-            }
+            Self::NotAllowedByPolicy => "Write an allowed value, or extend the operator's platform policy.",
             Self::ApplyFailed => "Read the API server's error: a quota, a policy or a missing permission.",
             Self::RollingOut => "Wait; if it persists, check the newest pod of the Deployment named.",
             Self::LoadBalancerPending

@@ -35,7 +35,7 @@ struct HeaderFields {
     except: Option<SocketId>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     ends: bool,
-    /// `EPOCH:SEQ`.
+    /// The order as `EPOCH:SEQ`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     order: Option<String>,
 }

@@ -158,7 +158,7 @@ fn a_table_of_what_is_no_open_metrics() {
         ("no number", &format!("{HEAD}realtime_a_total x\n# EOF\n"), "a number"),
         ("no family", "realtime_a_total 1\n# EOF\n", "a family comes before"),
         ("twice", &format!("{HEAD}realtime_a_total 1\nrealtime_a_total 1\n# EOF\n"), "is there once"),
-        ("a label of a client", &format!("{HEAD}realtime_a_total{{app=\"1\"}} 1\n# EOF\n"), "that is known"),
+        ("a label of a client", &format!("{HEAD}realtime_a_total{{channel=\"1\"}} 1\n# EOF\n"), "that is known"),
         ("a value of a client", &format!("{HEAD}realtime_a_total{{reason=\"a b\"}} 1\n# EOF\n"), "a word"),
         ("a label twice", &format!("{HEAD}realtime_a_total{{reason=\"a\",reason=\"b\"}} 1\n# EOF\n"), "a label once"),
         ("a bound of a counter", &format!("{HEAD}realtime_a_total{{le=\"1.0\"}} 1\n# EOF\n"), "that is known"),

@@ -141,8 +141,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let drain = EdgeDrain::new(&values, shared.clone(), opener.clone());
 
     let tasks = TaskTracker::new();
-    let app_series_max = values.number(name::METRICS_APPS);
-    tasks.spawn(opener.sessions.clone().follow_apps(apps.subscribe(), app_series_max, stop.clone()));
+    tasks.spawn(opener.sessions.clone().follow_apps(apps.subscribe(), values.number(name::METRICS_APPS), stop.clone()));
     tasks.spawn(apps.follow_files(deps.apps_dir, files, shared.metrics.clone(), stop.clone()));
     tasks.spawn(fan_out::deliver_bus_frames(shared.clone(), messages, stop.clone()));
     tasks.spawn(drain.share_load(&values, &process, capacity.sessions).run(stop.clone()));

@@ -176,7 +176,7 @@ pub struct ClientSocket {
 pub struct UpgradedConnection {
     /// The count of the bytes of an unfinished message.
     input: Option<Arc<ConnectionInput>>,
-    /// The write side.
+    /// The write side of the connection.
     output: Option<Arc<SocketOutput>>,
 }
 
