@@ -205,7 +205,7 @@ pub(super) fn routed_hosts_rule() -> Rule {
 
 /// The rule that required journeys from outside have a load balancer.
 pub(super) fn required_external_rule() -> Rule {
-    Rule::new("self.spec.gate.external != 'Required' || [self.spec.websocket, self.spec.sockjs].exists(server, has(server.hosts) && server.hosts.size() > 0 && has(server.expose) && server.expose.type != 'ClusterIP')")
+    Rule::new("self.spec.gate.external != 'Required' || (has(self.spec.websocket.hosts) && self.spec.websocket.hosts.size() > 0 && has(self.spec.websocket.expose) && self.spec.websocket.expose.type != 'ClusterIP') || (has(self.spec.sockjs.hosts) && self.spec.sockjs.hosts.size() > 0 && has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type != 'ClusterIP')")
         .message("gate.external: Required needs a load balancer with hosts: write hosts and expose, or external: Auto")
 }
 
