@@ -222,12 +222,12 @@ test("a namespace without its Role delays no other, and is reconciled once it ha
 
 test("an operator does not start with CRDs of an older version, and says the command", async () => {
   await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
-  const path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/gate";
+  const path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/suspend";
   await kubectl(["patch", "crd", CRDS[1], "--type=json", "-p", JSON.stringify([{ op: "remove", path }])]);
   try {
     const { code, log } = await runOperator(["operator"], "http://127.0.0.1:1");
     assert.equal(code, 1, log);
-    assert.match(log, /the CRDs are older than this operator: they lack RealtimeCluster\.spec\.gate\. Apply those of this version \(`realtime crd \| kubectl apply --server-side --force-conflicts -f -`\)/);
+    assert.match(log, /the CRDs are older than this operator: they lack RealtimeCluster\.spec\.suspend\. Apply those of this version \(`realtime crd \| kubectl apply --server-side --force-conflicts -f -`\)/);
     const { stdout } = await run(`${BINARIES}/realtime`, ["crd"]);
     await kubectl(["apply", "--server-side", "--force-conflicts", "-f", "-"], { input: stdout });
     await withOperator(["operator"], "http://127.0.0.1:1", async (started) => assert.match(started(), /starting the controllers/));

@@ -120,7 +120,7 @@ async fn compare_live(
     let mut children = desired.children.clone();
     let mut live = read_live_objects(client, &mut children).await?;
     let pruned = match &found.live {
-        Some(cluster) => list_pruned(client, cluster, &children).await?,
+        Some(cluster) => list_pruned(client, cluster, &desired.children).await?,
         None => vec![],
     };
     let replaces_pods_of = list_replaced(desired, &live);
