@@ -10,6 +10,9 @@ use serde_json::Value;
 /// Field manager of all applied fields.
 pub const FIELD_MANAGER: &str = "realtime-operator";
 
+/// The text of the API server for a path that it does not know.
+const UNKNOWN_PATH_MESSAGE: &str = "404 page not found";
+
 /// An error of reading, applying or deleting an object.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -30,6 +33,12 @@ pub enum ApplyError {
     /// The value has no kind, namespace or name, or an invalid API version.
     #[error("{0} is no object that can be applied")]
     Malformed(String),
+    /// The API server does not serve the kind.
+    #[error("{operation}: the API server does not serve this kind; install its custom resource definitions")]
+    Unserved {
+        /// The call, e.g. `reading HTTPRoute n/eu-sockjs`.
+        operation: String,
+    },
     /// The API server refused the call or did not answer.
     #[error("{operation}: {error}")]
     Api {
@@ -43,7 +52,13 @@ pub enum ApplyError {
 impl ApplyError {
     fn from_call(operation: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let operation = operation.into();
-        move |error| Self::Api { operation, error: Box::new(error) }
+        move |error| {
+            if is_unserved(&error) {
+                Self::Unserved { operation }
+            } else {
+                Self::Api { operation, error: Box::new(error) }
+            }
+        }
     }
 
     /// Whether the API server refused the call, so that a retry alone cannot succeed.
@@ -51,6 +66,8 @@ impl ApplyError {
     pub fn is_refused(&self) -> bool {
         match self {
             Self::NotOurs { .. } | Self::Malformed(_) => true,
+            // Its definitions may be installed later.
+            Self::Unserved { .. } => false,
             Self::Api { error, .. } => {
                 matches!(&**error, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422))
             }
@@ -62,8 +79,13 @@ impl ApplyError {
     /// Whether the API server lacks the kind, refuses the object, or denies the call.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        let Self::Api { error, .. } = self else { return false };
-        matches!(&**error, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 404 | 422))
+        match self {
+            Self::Unserved { .. } => true,
+            Self::Api { error, .. } => {
+                matches!(&**error, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 404 | 422))
+            }
+            Self::NotOurs { .. } | Self::Malformed(_) => false,
+        }
     }
 }
 
@@ -88,6 +110,11 @@ impl ObjectHandle {
         let api = Api::namespaced_with(client.clone(), &namespace, &resource);
         Ok(Self { api, kind, namespace, name })
     }
+}
+
+/// Whether a path is unknown to the API server, which answers with a text then and not with a status of its own.
+fn is_unserved(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 && status.message.trim() == UNKNOWN_PATH_MESSAGE)
 }
 
 /// Reads the live object; `None` when it does not exist.

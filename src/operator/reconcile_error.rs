@@ -92,7 +92,9 @@ impl From<ApplyError> for ReconcileError {
         match &error {
             ApplyError::NotOurs { .. } => Self::terminal(Reason::ChildNotOurs, error.to_string()),
             ApplyError::Api { operation, error } => Self::from_call(operation, error),
-            ApplyError::Malformed(_) => Self::transient(Reason::ApplyFailed, error.to_string()),
+            ApplyError::Malformed(_) | ApplyError::Unserved { .. } => {
+                Self::transient(Reason::ApplyFailed, error.to_string())
+            }
         }
     }
 }

@@ -3,7 +3,6 @@
 mod live;
 mod report;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,11 +11,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::live::{LiveCluster, list_pruned, read_live_cluster, read_live_objects};
-use self::report::{DifferenceReport, ObjectKey, SecretMask, add_removed_fields, compare_objects};
+use self::report::{DifferenceReport, ObjectKey, SecretMask, add_removed_fields, compare_objects, list_replaced};
 use super::output::{OutputFormat, print_value};
 use super::{files, print, report_bad_input};
 use crate::api::RealtimeCluster;
-use crate::desired::render::{TEMPLATE_ANNOTATION, template_mark};
 use crate::desired::{
     self, ClusterInputs, DesiredObjects, OPERATOR_NAMESPACE, RECEIVER_PORT, ServerImage, receiver_address,
 };
@@ -123,7 +121,6 @@ async fn compare_live(
         Some(cluster) => list_pruned(client, cluster, &desired.children).await?,
         None => vec![],
     };
-    let replaces_pods_of = list_replaced(desired, &live);
     let mut wanted = vec![specified("RealtimeCluster", &found.wanted).map_err(to_value)?];
     for (app, _) in &found.apps {
         wanted.push(specified("RealtimeApp", app).map_err(to_value)?);
@@ -140,9 +137,10 @@ async fn compare_live(
         live.insert(key, object);
     }
     wanted.extend(children);
+    let objects = compare_objects(&wanted, &live, pruned, &SecretMask::random());
     Ok(DifferenceReport {
-        objects: compare_objects(&wanted, &live, pruned, &SecretMask::random()),
-        replaces_pods_of,
+        replaces_pods_of: list_replaced(&objects),
+        objects,
         proves_anew: is_proven_anew(&found.wanted, desired),
         suspended: found.wanted.spec.suspend,
     })
@@ -152,18 +150,6 @@ async fn compare_live(
 fn is_proven_anew(cluster: &RealtimeCluster, desired: &DesiredObjects) -> bool {
     let Some(status) = &cluster.status else { return true };
     status.gate.as_ref().is_none_or(|gate| gate.fingerprint != compute_fingerprint(status, desired))
-}
-
-/// Names of the live Deployments whose template changes.
-fn list_replaced(desired: &DesiredObjects, live: &BTreeMap<ObjectKey, Value>) -> Vec<String> {
-    let replaced = desired.deployments.iter().filter(|(_, deployment)| {
-        let mark = template_mark(&deployment.spec.template, TEMPLATE_ANNOTATION);
-        let name = deployment.name_any();
-        let found = live.iter().find(|(key, _)| key.kind == "Deployment" && key.name == name);
-        let annotations = found.map(|(_, found)| &found["spec"]["template"]["metadata"]["annotations"]);
-        annotations.is_some_and(|annotations| annotations[TEMPLATE_ANNOTATION].as_str() != mark)
-    });
-    replaced.map(|(_, deployment)| deployment.name_any()).collect()
 }
 
 /// The part of a cluster or an app that people write.

@@ -75,6 +75,14 @@ pub struct DifferenceReport {
     pub suspended: bool,
 }
 
+/// Names of the live Deployments whose pods are replaced: a field of their template changes.
+pub fn list_replaced(objects: &[ObjectDifference]) -> Vec<String> {
+    let is_of_template = |change: &FieldChange| change.field.starts_with("spec.template.");
+    let replaced = objects.iter().filter(|object| object.fields.iter().any(is_of_template));
+    let names = replaced.filter_map(|object| object.object.strip_prefix("Deployment ")?.split_once('/'));
+    names.map(|(_, name)| name.to_owned()).collect()
+}
+
 /// Hides the values of Secrets behind salted digests: equal values have equal digests within one report.
 pub struct SecretMask {
     salt: [u8; 16],
@@ -217,6 +225,18 @@ mod tests {
     fn compare(wanted: &[Value], live: &[Value], pruned: &[ObjectKey]) -> Vec<ObjectDifference> {
         let live = live.iter().map(|object| (ObjectKey::of(object), object.clone())).collect();
         compare_objects(wanted, &live, pruned.to_vec(), &SecretMask { salt: [7; 16] })
+    }
+
+    #[test]
+    fn pods_are_replaced_when_a_field_of_their_template_changes() {
+        let deployment = |name: &str, priority: &str, replicas: u32| {
+            let spec = json!({ "replicas": replicas, "template": { "spec": { "priorityClassName": priority } } });
+            object("Deployment", name, &json!({ "spec": spec }))
+        };
+        let live = [deployment("eu-websocket", "low", 2), deployment("eu-sockjs", "low", 2)];
+        let found = compare(&[deployment("eu-websocket", "high", 2), deployment("eu-sockjs", "low", 3)], &live, &[]);
+        assert_eq!(found.len(), 2);
+        assert_eq!(list_replaced(&found), ["eu-websocket"]);
     }
 
     #[test]
