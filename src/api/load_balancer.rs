@@ -32,6 +32,10 @@ pub struct LoadBalancerSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub connections_max: Option<u32>,
+    /// Apps with series of their own in the metrics of a pod; the others share the series of `_other`. Defaults to 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 10_000))]
+    pub metrics_apps: Option<u32>,
 }
 
 /// Whether a connection begins with a header of the PROXY protocol.

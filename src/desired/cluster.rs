@@ -204,6 +204,8 @@ pub struct LoadBalancerSettings {
     pub keep_alive_seconds: Option<u32>,
     /// Clients that may be connected to a pod at once.
     pub connections_max: Option<u32>,
+    /// Apps with series of their own in the metrics.
+    pub metrics_apps: Option<u32>,
     /// Whether connections begin with a header of the PROXY protocol, in the word of the variable.
     pub proxy_protocol: Option<&'static str>,
     /// Prefix that each public path may have.

@@ -415,6 +415,7 @@ fn resolve_load_balancer(spec: &LoadBalancerSpec, defaults: ExposeDefaults) -> L
         activity_timeout_seconds: spec.activity_timeout_seconds.or(defaults.activity_timeout_seconds),
         keep_alive_seconds: spec.keep_alive_seconds.or(defaults.keep_alive_seconds),
         connections_max: spec.connections_max,
+        metrics_apps: spec.metrics_apps,
         proxy_protocol: match spec.proxy_protocol.unwrap_or(defaults.proxy_protocol) {
             ProxyProtocol::Disabled => None,
             ProxyProtocol::Accepted => Some("accepted"),

@@ -154,7 +154,7 @@ async function compared(namespace, url) {
 
   const websocket = { hosts: ["ws.example.com"], expose: { type: "Gateway", controller: "Other", parentRefs: [{ name: "public" }] } };
   // What its pods run and reach is as it was; with another variable it is not.
-  for (const [fields, provesAnew] of [[{ priorityClassName: "system-cluster-critical" }, false], [{ env: [{ name: "REALTIME_LOG", value: "debug" }] }, true]]) {
+  for (const [fields, provesAnew] of [[{ priorityClassName: "system-cluster-critical" }, false], [{ env: [{ name: "RUST_BACKTRACE", value: "1" }] }, true]]) {
     const template = await difference(namespace, url, { websocket: { ...websocket, ...fields } });
     assert.equal(template.code, 1, template.stderr);
     assert.deepEqual([template.report.replacesPodsOf, template.report.provesAnew], [["eu-websocket"], provesAnew], JSON.stringify(template.report));

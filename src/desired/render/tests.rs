@@ -210,19 +210,26 @@ fn trusted_proxies_are_rendered_for_edges_alone() {
 
 #[test]
 fn settings_for_load_balancers_are_rendered_for_edges_of_releases_that_read_them() {
-    let names = ["ACTIVITY_TIMEOUT_SECONDS", "KEEP_ALIVE_SECONDS", "PROXY_PROTOCOL", "BASE_PATH", "CONNECTIONS_MAX"];
+    let names = [
+        "ACTIVITY_TIMEOUT_SECONDS",
+        "KEEP_ALIVE_SECONDS",
+        "PROXY_PROTOCOL",
+        "BASE_PATH",
+        "CONNECTIONS_MAX",
+        "METRICS_APPS",
+    ];
     let rendered = |given: &str, server| {
         let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
         let own = environment(&desired, server);
         names.map(|name| own.get(&format!("REALTIME_{name}")).cloned().unwrap_or_default())
     };
-    let given = "  websocket: { activityTimeoutSeconds: 300, keepAliveSeconds: 600, proxyProtocol: Accepted, basePath: /ws, connectionsMax: 500 }\n  sockjs: { activityTimeoutSeconds: 40, basePath: /rt }\n";
-    assert_eq!(rendered(given, ServerKind::Websocket), ["300", "600", "accepted", "/ws", "500"]);
-    assert_eq!(rendered(given, ServerKind::Sockjs), ["40", "", "", "/rt", ""]);
+    let given = "  websocket: { activityTimeoutSeconds: 300, keepAliveSeconds: 600, proxyProtocol: Accepted, basePath: /ws, connectionsMax: 500, metricsApps: 200 }\n  sockjs: { activityTimeoutSeconds: 40, basePath: /rt }\n";
+    assert_eq!(rendered(given, ServerKind::Websocket), ["300", "600", "accepted", "/ws", "500", "200"]);
+    assert_eq!(rendered(given, ServerKind::Sockjs), ["40", "", "", "/rt", "", ""]);
     for server in [ServerKind::Websocket, ServerKind::Sockjs] {
-        assert_eq!(rendered("", server), [""; 5], "the server's defaults");
+        assert_eq!(rendered("", server), [""; 6], "the server's defaults");
     }
-    assert_eq!(rendered(given, ServerKind::Dispatcher), [""; 5]);
+    assert_eq!(rendered(given, ServerKind::Dispatcher), [""; 6]);
     for name in names {
         let row = Variable::by_name(&format!("REALTIME_{name}")).expect("a row");
         assert!(!row.is_read_by("0.1.0".parse().expect("a release")), "{name}: servers of 0.1.0 refuse it");

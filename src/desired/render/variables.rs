@@ -58,6 +58,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         VariableKey::ActivityTimeoutSeconds => balancer.and_then(|balancer| number(balancer.activity_timeout_seconds)),
         VariableKey::KeepAliveSeconds => balancer.and_then(|balancer| number(balancer.keep_alive_seconds)),
         VariableKey::ConnectionsMax => balancer.and_then(|balancer| number(balancer.connections_max)),
+        VariableKey::MetricsApps => balancer.and_then(|balancer| number(balancer.metrics_apps)),
         VariableKey::ProxyProtocol => balancer.and_then(|balancer| balancer.proxy_protocol).and_then(text),
         VariableKey::BasePath => balancer.and_then(|balancer| balancer.base_path.as_deref()).and_then(text),
         VariableKey::PodIp => Some(Field("status.podIP")),
@@ -102,7 +103,6 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         | VariableKey::AnnotationsPath
         | VariableKey::Leases
         | VariableKey::Log
-        | VariableKey::MetricsApps
         | VariableKey::AwsStsRegionalEndpoints
         | VariableKey::AwsDefaultRegion
         | VariableKey::AwsContainerCredentialsFullUri
