@@ -5,7 +5,7 @@
 //! a mended stream is noticed. A letter of any test record proves, since a dispatcher keeps its letters while they cannot
 //! be written.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::observe::PodObservation;
 use crate::gate::DeadLetterProof;
 use crate::kinesis::{KinesisClient, KinesisError, KinesisErrorClass, PutEntry, PutReceipt, ReadPosition, is_before};
 use crate::process::clock;
+use crate::protocol::admin::DispatcherFlow;
 use crate::protocol::dead_letter::DeadLetter;
 use crate::protocol::{ShardId, StreamName};
 
@@ -71,6 +72,9 @@ pub(super) struct LetterProver {
     proof: u64,
     records: Vec<TestRecord>,
     last_put: Option<Instant>,
+    /// The dispatchers that held the shards when the latest test record was put. One that ends, such as in a rollout, may have
+    /// read the record before it, without a dead-letter stream.
+    holders_at_put: BTreeMap<ShardId, String>,
     /// Start of the earliest attempt whose letters may not have been read, in ms since 1970.
     since_ms: u64,
     /// Time of the next attempt; `None` while one is under way, and when there is nothing to prove.
@@ -89,6 +93,7 @@ impl LetterProver {
     pub fn begin_attempt(
         &mut self,
         (stream, letters): (KinesisClient, KinesisClient),
+        observation: &PodObservation,
         timeout: Duration,
         now: Instant,
     ) -> Option<impl Future<Output = LetterAttempt> + Send + use<>> {
@@ -96,6 +101,7 @@ impl LetterProver {
         let puts = self.last_put.is_none_or(|at| now.duration_since(at) >= TEST_RECORD_INTERVAL);
         if puts {
             self.last_put = Some(now);
+            self.holders_at_put = list_holders(observation);
         }
         let since_ms = std::mem::replace(&mut self.since_ms, clock::now_ms()).saturating_sub(CLOCK_SKEW_MARGIN_MS);
         let (proof, mut records) = (self.proof, self.records.clone());
@@ -127,6 +133,10 @@ impl LetterProver {
         let surplus = self.records.len().saturating_sub(TEST_RECORDS_MAX);
         self.records.drain(..surplus);
         let (proof, delay) = match attempt.outcome {
+            Ok(LetterOutcome::Missing) if self.is_handed_over(observation) => {
+                self.last_put = None;
+                (None, Duration::ZERO)
+            }
             Ok(outcome) => (judge_outcome(&outcome, letters, self.records.last(), observation, waited), Duration::ZERO),
             Err(error) => {
                 tracing::warn!(%error, "proof of dead letters failed: the operator's own call was refused");
@@ -140,6 +150,23 @@ impl LetterProver {
         self.next_attempt = (!is_over).then(|| Instant::now() + delay);
         proof
     }
+
+    /// Whether the shard of the latest test record has another holder than at the put, so that a missing letter says nothing of
+    /// it.
+    fn is_handed_over(&self, observation: &PodObservation) -> bool {
+        let Some(record) = self.records.last() else { return false };
+        let shard = &record.receipt.shard;
+        let holder = observation.shard_holder(shard).map(|(pod, _)| pod);
+        holder.is_some() && holder != self.holders_at_put.get(shard)
+    }
+}
+
+/// The dispatcher that holds each shard.
+fn list_holders(observation: &PodObservation) -> BTreeMap<ShardId, String> {
+    let of_pod = |(pod, flow): (&String, &DispatcherFlow)| {
+        flow.shards.keys().map(|shard| (shard.clone(), pod.clone())).collect::<Vec<_>>()
+    };
+    observation.dispatchers.iter().flat_map(of_pod).collect()
 }
 
 /// The proof that follows from an attempt; `None` if it says nothing, because no dispatcher has read the test record yet.
@@ -254,7 +281,7 @@ fn is_letter_of(bytes: &[u8], records: &[TestRecord]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::admin::{DispatcherFlow, ShardFlow};
+    use crate::protocol::admin::ShardFlow;
     use crate::protocol::dead_letter::{DEAD_LETTER_VERSION, LetterSource, RawContent};
     use crate::protocol::record::{RecordError, StreamRecord};
 
@@ -298,6 +325,29 @@ mod tests {
         ] {
             assert_eq!(is_letter_of(&bytes, &records), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_shard_that_changed_hands_gets_another_test_record() {
+        let held_by = |pod: &str| {
+            let flow = DispatcherFlow {
+                shards: [(ShardId::from("s0"), ShardFlow { read_to: Some("100".into()), ..ShardFlow::default() })]
+                    .into(),
+                ..DispatcherFlow::default()
+            };
+            PodObservation { dispatchers: [(pod.to_owned(), flow)].into(), ..PodObservation::default() }
+        };
+        let letters = StreamName::from("letters");
+        let mut prover = LetterProver::default().restart(true, 0);
+        (prover.last_put, prover.holders_at_put) = (Some(Instant::now()), list_holders(&held_by("old")));
+        let mut add = |pod: &str| {
+            let (records, outcome) = (vec![test_record("n1")], Ok(LetterOutcome::Missing));
+            let attempt = LetterAttempt { proof: prover.proof, records, outcome };
+            let proof = prover.add_attempt(attempt, &letters, &held_by(pod), Duration::ZERO);
+            (proof.is_some(), prover.last_put.is_some())
+        };
+        assert_eq!(add("old"), (true, true), "its holder keeps no letters");
+        assert_eq!(add("new"), (false, false), "the former holder may have read it");
     }
 
     #[test]

@@ -29,7 +29,8 @@ impl JourneySchedule {
         let (Some(stream), Some(name)) = (plan.stream.clone(), plan.dead_letter.clone()) else { return };
         let letters = stream.of_stream(name);
         let timeout = self.letter_timeout();
-        let Some(attempt) = self.letter_prover.begin_attempt((stream, letters), timeout, now) else { return };
+        let attempt = self.letter_prover.begin_attempt((stream, letters), &self.observation, timeout, now);
+        let Some(attempt) = attempt else { return };
         let results = self.results.clone();
         tokio::spawn(async move {
             // The schedule may have ended.
