@@ -86,7 +86,7 @@ fn find_named<'a>(entries: &'a [Value], name: &Value) -> Option<&'a Value> {
     entries.iter().find(|entry| entry["name"] == *name)
 }
 
-/// A path with a further field; a name with dots stands in brackets.
+/// Appends a field to a path; a name with dots or slashes is put in brackets.
 fn join_path(path: &str, name: &str) -> String {
     match (path.is_empty(), name.contains(['.', '/'])) {
         (true, _) => name.to_owned(),

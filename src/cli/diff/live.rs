@@ -14,9 +14,9 @@ use super::report::ObjectKey;
 use crate::api::{RealtimeApp, RealtimeCluster};
 use crate::cli::cluster_api::describe_error;
 use crate::cli::files::InputManifests;
-use crate::desired::render::{CHILD_TABLE, find_optional_kind, is_pruned};
+use crate::desired::render::{CHILD_TABLE, find_optional_kind, is_pruned, pod_labels};
 use crate::desired::{self, ServerImage};
-use crate::kubernetes::apply::{self, is_owned_by};
+use crate::kubernetes::apply::{self, ApplyError, is_owned_by};
 use crate::operator::{ClusterReferences, generated_secret_name};
 
 /// The live cluster, and the cluster as it is after the apply of a manifest.
@@ -139,41 +139,37 @@ async fn read_secret(api: &Api<Secret>, name: &str) -> Result<Option<Arc<Secret>
     Ok(found.map(Arc::new))
 }
 
-fn select_children(cluster: &str) -> ListParams {
-    let selector = format!("app.kubernetes.io/instance={cluster},app.kubernetes.io/managed-by=realtime-operator");
-    ListParams::default().labels(&selector)
-}
-
-/// Reads the live object of each rendered one. A rendered object of a kind that the API server lacks is removed: the operator
-/// cannot create it.
+/// Reads the live object of each rendered one. Returns the rendered objects of the kinds that the API server serves, since the
+/// operator cannot create others, and the live ones.
 ///
 /// # Errors
 /// The API server does not answer or refuses a read.
-pub async fn read_live_objects(client: &Client, wanted: &mut Vec<Value>) -> Result<BTreeMap<ObjectKey, Value>, String> {
-    let mut live = BTreeMap::new();
-    let mut lacking = BTreeSet::new();
-    for version in wanted.iter().filter(|object| is_optional(object)).map(version_of) {
-        match client.list_api_group_resources(&version).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {
+pub async fn read_live_objects(
+    client: &Client,
+    rendered: &[Value],
+) -> Result<(Vec<Value>, BTreeMap<ObjectKey, Value>), String> {
+    let (mut served, mut live, mut lacking) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+    for object in rendered {
+        let found = match apply::fetch_object(client, object).await {
+            Ok(found) => found,
+            Err(ApplyError::Unserved { .. }) if is_optional(object) => {
+                let version = version_of(object);
                 if lacking.insert(version.clone()) {
                     eprintln!("realtime: note: the API server does not serve {version}: its objects are left out");
                 }
+                continue;
             }
-            Err(error) => return Err(explain(&format!("listing the kinds of {version}"))(error)),
-        }
-    }
-    wanted.retain(|object| !lacking.contains(&version_of(object)));
-    for object in &*wanted {
-        let found = apply::fetch_object(client, object).await.map_err(|error| error.to_string())?;
+            Err(error) => return Err(error.to_string()),
+        };
         if let Some(found) = found {
             let mut value = serde_json::to_value(found).map_err(|error| error.to_string())?;
             // Without its kind the key would not be that of the rendered object.
             value["kind"] = object["kind"].clone();
             live.insert(ObjectKey::of(object), value);
         }
+        served.push(object.clone());
     }
-    Ok(live)
+    Ok((served, live))
 }
 
 fn version_of(object: &Value) -> String {
@@ -205,7 +201,7 @@ pub async fn list_pruned(
         let (group, version) = row.api_version.split_once('/').unwrap_or(("", row.api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, row.kind));
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
-        let listed = api.list(&select_children(&cluster.name_any())).await;
+        let listed = api.list(&ListParams::default().labels(&pod_labels(&cluster.name_any()))).await;
         let listed = listed.map_err(explain(&format!("listing {} of {namespace}", row.kind)))?;
         let owned = listed.items.iter().filter(|found| is_owned_by(*found, &uid));
         pruned.extend(owned.map(|found| key(row.kind, &found.name_any())));

@@ -115,8 +115,7 @@ async fn compare_live(
     desired: &DesiredObjects,
 ) -> Result<DifferenceReport, String> {
     let to_value = |error: serde_json::Error| error.to_string();
-    let mut children = desired.children.clone();
-    let mut live = read_live_objects(client, &mut children).await?;
+    let (children, mut live) = read_live_objects(client, &desired.children).await?;
     let pruned = match &found.live {
         Some(cluster) => list_pruned(client, cluster, &desired.children).await?,
         None => vec![],
