@@ -8,10 +8,8 @@ use super::context::ControllerContext;
 use super::entrance_addresses::{ReadGateway, namespace_of};
 use crate::desired::ValidCluster;
 use crate::desired::expose::Entrance;
+use crate::desired::render::GATEWAY_API_VERSION;
 use crate::kubernetes::apply;
-
-/// API version of Gateways: that of the routes.
-const GATEWAY_VERSION: &str = "gateway.networking.k8s.io/v1";
 
 /// Reads each Gateway of the exposures with hosts once. A failed read is a problem of its entrance, never a failed reconcile.
 pub async fn read_gateways(context: &ControllerContext, cluster: &ValidCluster) -> Vec<ReadGateway> {
@@ -24,7 +22,7 @@ pub async fn read_gateways(context: &ControllerContext, cluster: &ValidCluster) 
     let mut read = Vec::new();
     for (namespace, name) in names {
         let metadata = json!({ "namespace": namespace, "name": name });
-        let object = json!({ "apiVersion": GATEWAY_VERSION, "kind": "Gateway", "metadata": metadata });
+        let object = json!({ "apiVersion": GATEWAY_API_VERSION, "kind": "Gateway", "metadata": metadata });
         let found = match apply::fetch_object(&context.client, &object).await {
             Ok(Some(found)) => serde_json::to_value(found).map_err(|error| error.to_string()),
             Ok(None) => Err("it does not exist".to_owned()),

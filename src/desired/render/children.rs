@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::ValidCluster;
-use super::{DesiredObjects, exposure, pods, rbac};
+use super::{DesiredObjects, GATEWAY_API_VERSION, exposure, pods, rbac};
 
 /// One kind of child.
 pub struct ChildKind {
@@ -71,7 +71,7 @@ pub const CHILD_TABLE: [ChildKind; 13] = [
         build: |cluster, _| to_values(exposure::render_ingresses(cluster)),
     },
     ChildKind {
-        api_version: "gateway.networking.k8s.io/v1",
+        api_version: GATEWAY_API_VERSION,
         kind: "HTTPRoute",
         tracking: ChildTracking::Optional,
         build: |cluster, _| Ok(exposure::render_routes(cluster)),

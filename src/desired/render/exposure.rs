@@ -17,7 +17,7 @@ use super::super::expose::{
     AwsController, Entrance, Exposure, GatewayDialect, IngressEntrance, PLAIN_PORT, ParentGateway, TLS_PORT,
     dns_annotations, entrance_annotations,
 };
-use super::{PUBLIC_PORT, child_metadata, child_name, pod_selector};
+use super::{GATEWAY_API_VERSION, PUBLIC_PORT, child_metadata, child_name, pod_selector};
 use crate::config::ServerKind;
 
 /// Annotation with a digest of the rendered object: without it, a removed field would not be noticed.
@@ -147,7 +147,7 @@ pub(super) fn render_routes(cluster: &ValidCluster) -> Vec<Value> {
             "rules": exposure.servers.iter().map(rule).collect::<Vec<_>>(),
         });
         let metadata = exposure_metadata(cluster, exposure, &spec);
-        Some(json!({ "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": metadata, "spec": spec }))
+        Some(json!({ "apiVersion": GATEWAY_API_VERSION, "kind": "HTTPRoute", "metadata": metadata, "spec": spec }))
     });
     routes.collect()
 }

@@ -24,6 +24,8 @@ pub use exposure::{balancer_name, entrance_name};
 pub use secrets::{ADMIN_SECRET_KEY, admin_secret_name, registry_secret_name, render_registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, is_rendered_template, template_mark};
 
+/// API version of Gateways and of the routes to them.
+pub const GATEWAY_API_VERSION: &str = "gateway.networking.k8s.io/v1";
 /// Label of a child with the server or part of the cluster that it belongs to.
 pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 /// Container port on which edges serve clients.
@@ -114,7 +116,7 @@ pub(super) fn cluster_selector(cluster: &ValidCluster) -> BTreeMap<String, Strin
         .into()
 }
 
-/// Label selector for all pods of the cluster of this name.
+/// Label selector for all pods and other children of the cluster of this name.
 #[must_use]
 pub fn pod_labels(name: &str) -> String {
     format!(
