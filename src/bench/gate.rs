@@ -6,7 +6,6 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -16,6 +15,7 @@ use crate::gate::{
     CoverageTargets, Evidence, ExternalTargets, GatePhase, GatePolicy, Hop, HopFailure, Journey, JourneyOutcome,
     RestoredProof, RoundState,
 };
+use crate::process::clock::whole_ms;
 use crate::protocol::{ShardId, Transport};
 
 /// Duration of a journey that passes, in ms.
@@ -158,7 +158,7 @@ impl GateSimulation {
             failed: false,
             failed_rounds: self.failed_rounds,
         };
-        self.next_round_ms = self.now_ms + as_ms(self.policy.round_interval(round));
+        self.next_round_ms = self.now_ms + whole_ms(self.policy.round_interval(round));
     }
 
     /// The routes of the next round: of an open gate through the pods whose turn it is.
@@ -177,7 +177,7 @@ impl GateSimulation {
     fn begin_journey(&mut self, route: usize) {
         self.busy[route] += 1;
         let lost = self.random.random_bool(self.loss);
-        let ended_ms = self.now_ms + if lost { as_ms(self.policy.timeout) } else { PASS_MS };
+        let ended_ms = self.now_ms + if lost { whole_ms(self.policy.timeout) } else { PASS_MS };
         self.underway.push(Reverse((ended_ms, route, self.now_ms)));
     }
 
@@ -198,7 +198,7 @@ impl GateSimulation {
                 self.next_round_ms = self.next_round_ms.min(self.now_ms);
             }
             self.round_failed = true;
-            let (at, _) = self.retries.entry(route).or_insert((self.now_ms + as_ms(self.policy.confirm_every), 0));
+            let (at, _) = self.retries.entry(route).or_insert((self.now_ms + whole_ms(self.policy.confirm_every), 0));
             self.next_retry_ms = self.next_retry_ms.min(*at);
         } else {
             self.retries.remove(&route);
@@ -211,7 +211,7 @@ impl GateSimulation {
         for (route, (at, count)) in &mut self.retries {
             if *at <= self.now_ms {
                 *count += 1;
-                *at = self.now_ms + as_ms(self.policy.confirmation_delay(*count));
+                *at = self.now_ms + whole_ms(self.policy.confirmation_delay(*count));
                 due.push(*route);
             }
         }
@@ -244,10 +244,6 @@ impl GateSimulation {
         }
         (open_ms, closings)
     }
-}
-
-fn as_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Targets of a cluster whose pods are half WebSocket servers and half servers of the fallbacks; a single pod is both.

@@ -18,6 +18,7 @@ use super::{
     DecidedTransitions, Health, JoinLimits, JoinOutcome, LARGE_CHANNEL_COUNT_INTERVAL, LARGE_CHANNEL_THRESHOLD,
     LastEvent, LastEventLookup, LoadBoard, Membership, RemoteTransitions, SessionDirectory, Transition, tombstone_ttl,
 };
+use crate::process::clock::whole_ms;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::frame::{self, PresenceMember};
 use crate::protocol::record::{EventKind, EventOrder, LeaveCause};
@@ -462,7 +463,7 @@ impl ChannelState {
             id: Ulid::new().to_string(),
             kind,
             order: EventOrder { epoch: self.epoch, seq: self.seq },
-            time_ms: u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX),
+            time_ms: whole_ms(unix_time()),
             cause,
         }
     }

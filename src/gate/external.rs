@@ -11,6 +11,7 @@ use super::journey_history::{HistoryState, JourneyHistory};
 use super::{GatePolicy, Hop, HopFailure, Journey, JourneyOutcome};
 use crate::api::Reason;
 use crate::api::cluster::ExternalGate;
+use crate::process::clock::whole_ms;
 use crate::protocol::Transport;
 
 /// Time from the publication of an address until a path that never passed counts as failing: the registration of pods with
@@ -183,7 +184,7 @@ impl ExternalEvidence {
     /// The failure at the earliest hop. A path that never passed has time until its load balancer knows the pods, unless the
     /// failure was measured.
     fn find_failing(&self, policy: &GatePolicy, proven: bool, now_ms: u64) -> Option<ExternalState> {
-        let grace_ms = u64::try_from(REGISTRATION_GRACE.as_millis()).unwrap_or(u64::MAX);
+        let grace_ms = whole_ms(REGISTRATION_GRACE);
         let failing = self.states(policy, proven).filter_map(|(path, transport, record, state)| {
             let HistoryState::Failing(failure) = state else { return None };
             let is_new = !record.has_passed && now_ms.saturating_sub(record.since_ms) < grace_ms;
@@ -194,7 +195,7 @@ impl ExternalEvidence {
     }
 
     fn describe_stale(&self, policy: &GatePolicy, now_ms: u64) -> Option<String> {
-        let stale_ms = u64::try_from(policy.stale_after(1).as_millis()).unwrap_or(u64::MAX);
+        let stale_ms = whole_ms(policy.stale_after(1));
         self.records.iter().find_map(|((path, transport), record)| {
             let silence_ms = now_ms.saturating_sub(record.finished_ms);
             let is_stale = record.finished_ms > 0 && silence_ms > stale_ms;

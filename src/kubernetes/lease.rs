@@ -32,6 +32,7 @@ use super::scope::{
     LeaseObservations, RivalLease, SCOPE_LABEL, ScopeClaim, WATCHED_ANNOTATION, WatchScope, judge_leases,
 };
 use super::watch::open_watch;
+use crate::process::clock::whole_ms;
 use crate::process::heartbeat::Heartbeat;
 
 /// Time without a renewal after which a candidate takes the Lease.
@@ -71,7 +72,7 @@ impl Leadership {
 
     fn extend_from(&self, at: Instant) {
         let until = at.duration_since(self.began) + RENEW_TIMEOUT;
-        self.until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+        self.until_ms.store(whole_ms(until), Ordering::Release);
     }
 
     fn end_now(&self) {

@@ -117,7 +117,7 @@ struct HopLog {
 
 impl HopLog {
     fn record_passed(&mut self, hop: Hop) {
-        let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = clock::whole_ms(self.last.elapsed());
         self.last = Instant::now();
         self.latency_ms.insert(hop, ms);
         (self.report_hop)(hop, HopResult::Passed(ms));
@@ -130,7 +130,7 @@ impl HopLog {
 
     /// Several hops that one observation proves; the time went into `hop`, as far as can be seen from outside.
     fn record_proven(&mut self, hop: Hop, proven: &[Hop]) {
-        let ms = u64::try_from(self.last.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = clock::whole_ms(self.last.elapsed());
         self.last = Instant::now();
         for passed in proven {
             if *passed == hop {

@@ -77,7 +77,7 @@ pub fn start(
         JourneyProof::Holds { passed_ms } => evidence.restore_proof(RestoredProof { open: true, passed_ms }),
     }
     let wait = plan.max_backoff + SENDER_RETRY_GRACE;
-    let found = (plan.proof != JourneyProof::Never).then(|| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let found = (plan.proof != JourneyProof::Never).then(|| clock::whole_ms(wait));
     let found_ms = found.map_or(0, |wait| clock::now_ms().saturating_add(wait));
     let verdict = evidence.verdict();
     let (plan, plans) = watch::channel(Arc::new(plan));

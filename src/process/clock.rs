@@ -1,13 +1,19 @@
 //! The wall clock and the monotonic clock, read at the rim only: pure code receives the time as an argument.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
 /// The current time, in ms since 1970.
 #[must_use]
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, whole_ms)
+}
+
+/// A duration in whole ms, at most [`u64::MAX`].
+#[must_use]
+pub fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A clock that counts from its start, unaffected by corrections of the wall clock.
@@ -26,6 +32,6 @@ impl MonotonicClock {
     /// The time since the start, in ms.
     #[must_use]
     pub fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        whole_ms(self.started.elapsed())
     }
 }

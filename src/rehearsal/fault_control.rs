@@ -224,7 +224,7 @@ impl FaultSwitcher {
             app
         });
         let digests = AppRegistry::new(apps).app_digests(cluster.admin_token.expose());
-        let age_ms = u64::try_from(STALE_CHANGE_AGE.as_millis()).unwrap_or(u64::MAX);
+        let age_ms = clock::whole_ms(STALE_CHANGE_AGE);
         let mut history = plan.registry.write().unwrap_or_else(PoisonError::into_inner);
         history.record(digests, clock::now_ms().saturating_sub(age_ms));
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::gate::{GatePhase, Hop, Verdict};
+use crate::process::clock::whole_ms;
 use crate::protocol::Transport;
 use crate::rehearsal::StartRefusal;
 
@@ -53,7 +54,7 @@ impl RehearsalReport {
             ready: verdict.ready,
             reason: verdict.reason.to_string(),
             message: verdict.message.clone(),
-            elapsed_ms: whole_millis(elapsed),
+            elapsed_ms: whole_ms(elapsed),
             transports: verdict
                 .transports
                 .iter()
@@ -108,15 +109,11 @@ impl RehearsalReport {
             latency_ms: BTreeMap::new(),
         };
         let transports = transports.iter().map(untried).collect();
-        Self { ready: false, reason: reason.to_string(), message, elapsed_ms: whole_millis(elapsed), transports }
+        Self { ready: false, reason: reason.to_string(), message, elapsed_ms: whole_ms(elapsed), transports }
     }
 
     /// Returns the report as one line of JSON.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
-}
-
-fn whole_millis(elapsed: Duration) -> u64 {
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

@@ -235,7 +235,7 @@ impl RecorderCore {
 
     /// The first apps of which events are due and none is acknowledged.
     fn list_silent_apps(&self) -> BTreeSet<AppId> {
-        let grace_ms = u64::try_from(SILENCE_GRACE.as_millis()).unwrap_or(u64::MAX);
+        let grace_ms = clock::whole_ms(SILENCE_GRACE);
         let silent = self.queue.silent_apps(self.clock.elapsed_ms(), grace_ms);
         silent.into_iter().take(REPORTED_SILENT_APPS_MAX).collect()
     }

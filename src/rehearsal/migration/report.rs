@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::visitors::VisitCounts;
 use crate::api::migration::{MigrationPhase, MigrationReason, MigrationTrack, RealtimeMigrationStatus, TrackProgress};
 use crate::migration::track::{TrackObservations, TrackPlan, describe_track, summarize_move};
+use crate::process::clock::whole_ms;
 
 /// A phase as it was entered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -100,7 +101,7 @@ impl ReportBuilder {
         let transport = crate::api::migration::TrackTransport::Sockjs;
         let status = describe_track((plan, transport), progress, observations, None);
         let record = PhaseRecord {
-            at_ms: millis(self.began.elapsed()),
+            at_ms: whole_ms(self.began.elapsed()),
             phase: progress.phase,
             reason: progress.reason,
             message: status.message,
@@ -157,18 +158,14 @@ impl ReportBuilder {
         let described = describe_track((plan, track.transport), progress, observations, observed);
         MigrationReport {
             completed: progress.phase == MigrationPhase::Completed,
-            elapsed_ms: millis(self.began.elapsed()),
+            elapsed_ms: whole_ms(self.began.elapsed()),
             kills: self.kills,
             written: self.written,
             phases: self.phases,
-            brake_ms: self.braked.map(|(after, _)| millis(after)),
+            brake_ms: self.braked.map(|(after, _)| whole_ms(after)),
             lookups_after_brake: self.braked.map(|(_, before)| visits.target_lookups.saturating_sub(before)),
             visits,
             status: summarize_move(vec![described], 1, &RealtimeMigrationStatus::default(), jiff::Timestamp::now()),
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
