@@ -33,9 +33,8 @@ pub(super) async fn publish_over_http(
     let body = serde_json::json!({ "name": PUBLISHED_EVENT_NAME, "data": "{}", "channels": [channel] }).to_string();
     let path = format!("/apps/{}/events", app.id);
     let now = clock::now_ms() / 1000;
-    let query = rest::signed_query(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
-    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let url = format!("http://{address}{path}?{}", pairs.join("&"));
+    let path = rest::signed_path(app.key.as_str(), &app.secret, ("POST", &path), body.as_bytes(), now);
+    let url = format!("http://{address}{path}");
     let request = http.post(url).header("content-type", "application/json").body(body).timeout(timeout);
     let rejected = |detail| BrokenHop::ambiguous(Hop::Publish, Reason::PublishRejected, detail);
     let answer = request.send().await.map_err(|error| rejected(error.without_url().to_string()))?;

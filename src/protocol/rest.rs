@@ -140,6 +140,15 @@ pub fn signed_query(
     query
 }
 
+/// The path of a signed request with its query, as a server SDK sends it.
+#[must_use]
+pub fn signed_path(key: &str, secret: &Secret, (method, path): (&str, &str), body: &[u8], now: u64) -> String {
+    let query = signed_query(key, secret, (method, path), body, now);
+    // Every value is a number or hexadecimal but the key, which has no character that needs an escape.
+    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    format!("{path}?{}", pairs.join("&"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
