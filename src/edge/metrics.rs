@@ -160,6 +160,16 @@ label_values! {
     }
 }
 
+/// The series of one app that its sessions count in. Looked up once per session: a look-up per frame would cost a lock.
+pub struct AppCounts {
+    /// Sessions that are open now.
+    pub connections: Gauge,
+    /// Frames that were queued for sessions.
+    pub frames: Counter,
+    /// Client events that were accepted.
+    pub client_events: Counter,
+}
+
 metric_table! {
     /// All counters and gauges of an edge.
     pub struct EdgeMetrics of "edge" {
@@ -260,6 +270,15 @@ impl EdgeMetrics {
         self.app_frames.list_apps(apps(), most);
         self.app_client_events.list_apps(apps(), most);
         self.app_events_published.list_apps(apps(), most);
+    }
+
+    /// The series of an app, for a session to keep.
+    pub fn app_counts(&self, app: &str) -> AppCounts {
+        AppCounts {
+            connections: self.app_connections.of_app(app),
+            frames: self.app_frames.of_app(app),
+            client_events: self.app_client_events.of_app(app),
+        }
     }
 
     /// Counts a changed app registry, by whether it is valid.

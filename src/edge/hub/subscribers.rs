@@ -62,14 +62,19 @@ struct LocalChannel {
     is_removed: bool,
 }
 
-/// The delivery of one frame.
+/// The delivery of one frame that goes on later.
 struct Delivery {
     message: BroadcastFrame,
+    place: DeliveryPlace,
+    began_at: Instant,
+}
+
+/// The place at which the delivery of a frame stands.
+struct DeliveryPlace {
     /// Number of the frame within its channel: subscribers that came after it do not receive it.
     number: u64,
     /// The subscriber that received it last.
     delivered_to: Option<SocketId>,
-    began_at: Instant,
 }
 
 /// The local subscribers by channel, in shards.
@@ -230,14 +235,14 @@ impl ChannelSubscribers {
             return;
         }
         let is_first = there.unfinished.is_empty();
-        let (number, began_at) = (there.frame_count, Instant::now());
-        let mut delivery = Delivery { message: message.clone(), number, delivered_to: None, began_at };
-        if is_first && there.deliver_slice(&mut delivery) {
+        let mut place = DeliveryPlace { number: there.frame_count, delivered_to: None };
+        let began_at = Instant::now();
+        if is_first && there.deliver_slice(message, &mut place) {
             drop(there);
             self.metrics.fan_out_duration_seconds.observe(began_at.elapsed());
             return;
         }
-        there.unfinished.push_back(delivery);
+        there.unfinished.push_back(Delivery { message: message.clone(), place, began_at });
         drop(there);
         if is_first {
             tokio::spawn(finish_deliveries(channel, self.metrics.clone()));
@@ -257,7 +262,7 @@ async fn finish_deliveries(channel: SharedChannel, metrics: Arc<EdgeMetrics>) {
         yield_now().await;
         let mut there = lock_unpoisoned(&channel);
         let Some(mut delivery) = there.unfinished.pop_front() else { return };
-        if !there.deliver_slice(&mut delivery) {
+        if !there.deliver_slice(&delivery.message, &mut delivery.place) {
             there.unfinished.push_front(delivery);
             continue;
         }
@@ -272,20 +277,19 @@ async fn finish_deliveries(channel: SharedChannel, metrics: Arc<EdgeMetrics>) {
 
 impl LocalChannel {
     /// Delivers a frame to the next subscribers; `true` once all have received it.
-    fn deliver_slice(&mut self, delivery: &mut Delivery) -> bool {
-        let message = &delivery.message;
-        let begin = delivery.delivered_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+    fn deliver_slice(&mut self, message: &BroadcastFrame, place: &mut DeliveryPlace) -> bool {
+        let begin = place.delivered_to.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut subscribers = self.subscribers.range_mut((begin, Bound::Unbounded));
         let mut last = None;
         for (socket, subscriber) in subscribers.by_ref().take(SLICE_SUBSCRIBERS) {
             last = Some(socket);
-            if message.except.as_ref() != Some(socket) && subscriber.frames_before < delivery.number {
+            if message.except.as_ref() != Some(socket) && subscriber.frames_before < place.number {
                 subscriber.deliver(message);
             }
         }
         let is_complete = subscribers.next().is_none();
         if !is_complete {
-            delivery.delivered_to = last.cloned();
+            place.delivered_to = last.cloned();
             return false;
         }
         if message.order.is_some() {

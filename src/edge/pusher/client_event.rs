@@ -78,7 +78,7 @@ impl Connection {
         let subject = self.channel_key(&channel);
         let socket = &self.session.socket;
         self.shared.metrics.client_events.inc();
-        self.shared.metrics.app_client_events.of_app(subject.app.as_str()).inc();
+        self.session.app_counts.client_events.inc();
         let recorded = EventKind::ClientEvent { event, data, socket_id: socket.to_string(), user_id };
         self.shared.recorder.record_event(&subject, recorded);
         self.shared.publish_frame(subject, told, Some(socket.clone())).await;

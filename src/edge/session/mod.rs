@@ -2,8 +2,8 @@
 //!
 //! In: frames for the client, signs of life, a reason to end. Out: through a [`FrameReceiver`], the frames that a transport writes.
 //! Only the newest receiver is served, so a request that replaced an aborted one takes over without losing a frame that
-//! was not yet handed out. On a socket, a frame is written at once while nothing waits before it. A client that reads too slowly is ended with 4100: a queue that grows for one client is
-//! memory taken from all.
+//! was not yet handed out. On a socket, a frame is written at once while nothing waits before it. A client that reads too
+//! slowly is ended with 4100: a queue that grows for one client is memory taken from all.
 
 pub(crate) mod deferred_wake;
 pub(crate) mod drain_signal;
@@ -18,14 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 use tokio::time::{sleep_until, timeout};
 
 use crate::edge::close_reason::CloseReason;
 use crate::edge::intake::sources::ClientSource;
-use crate::edge::metrics::{EdgeMetrics, RefusalReason};
+use crate::edge::metrics::{AppCounts, EdgeMetrics, RefusalReason};
 use crate::edge::session::deferred_wake::defer_wakes;
 use crate::edge::session::liveness::{LivenessStep, LivenessTracker};
 use crate::edge::session::socket_output::{DirectWrite, SocketOutput};
@@ -92,10 +90,8 @@ pub struct Session {
     changed: Notify,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
-    /// The open sessions of its app.
-    app_connections: Gauge,
-    /// The frames of its app.
-    app_frames: Counter,
+    /// The series of its app in the metrics.
+    pub app_counts: AppCounts,
 }
 
 struct SessionState {
@@ -142,8 +138,7 @@ impl Session {
             liveness: LivenessTracker::new(now, activity_timeout),
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
-        let (app_connections, app_frames) =
-            (metrics.app_connections.of_app(app.as_str()), metrics.app_frames.of_app(app.as_str()));
+        let app_counts = metrics.app_counts(app.as_str());
         Arc::new(Self {
             socket,
             app,
@@ -154,8 +149,7 @@ impl Session {
             state,
             changed,
             budget,
-            app_connections,
-            app_frames,
+            app_counts,
             metrics,
         })
     }
@@ -208,7 +202,7 @@ impl Session {
 
     fn count_frame(&self) {
         self.metrics.frames.inc();
-        self.app_frames.inc();
+        self.app_counts.frames.inc();
     }
 
     /// Ends a session whose subscription waits so long for the bus that no more frames can be held back for it.

@@ -64,7 +64,7 @@ impl SessionRegistry {
             open.insert(session.socket.clone(), session.clone());
         }
         self.metrics.connections.with_label(transport).inc();
-        session.app_connections.inc();
+        session.app_counts.connections.inc();
         self.metrics.connections_opened.with_label(transport).inc();
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone(), _source_slot: slot })
     }
@@ -131,6 +131,6 @@ impl Drop for SessionGuard {
         self.sessions.lock_open().remove(&self.session.socket);
         self.sessions.log.write(|| closing_entry(&self.session));
         self.sessions.metrics.connections.with_label(self.session.transport).dec();
-        self.session.app_connections.dec();
+        self.session.app_counts.connections.dec();
     }
 }

@@ -70,6 +70,9 @@ impl SocketOutput {
     /// Writes one message of a session as far as that is possible at once.
     pub fn write_directly(&self, message: &[u8]) -> DirectWrite {
         let mut state = self.lock_state();
+        if !state.unsent.is_empty() {
+            return DirectWrite::Refused;
+        }
         match state.framing {
             Some(SocketFraming::Pusher | SocketFraming::SockjsRaw) => state.write_text(message),
             Some(SocketFraming::SockjsFrames) => match std::str::from_utf8(message) {
@@ -84,7 +87,7 @@ impl SocketOutput {
     /// a publisher comes between the parts of one.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// The socket fails with an I/O error.
     pub fn poll_write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.lock_state();
         if state.framing.is_none() {
@@ -101,7 +104,7 @@ impl SocketOutput {
     /// Writes the parts of an answer of the HTTP server together; of an upgraded connection, the first of them.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// The socket fails with an I/O error.
     pub fn poll_write_vectored(&self, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let mut state = self.lock_state();
         if state.framing.is_none() {
@@ -115,7 +118,7 @@ impl SocketOutput {
     /// Waits until the system has everything that was accepted.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// The socket fails with an I/O error.
     pub fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock_state().poll_unsent(context)
     }
@@ -123,7 +126,7 @@ impl SocketOutput {
     /// Ends the write side, after everything that was accepted.
     ///
     /// # Errors
-    /// Those of the socket.
+    /// The socket fails with an I/O error.
     pub fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.lock_state();
         ready!(state.poll_unsent(context))?;
@@ -136,10 +139,8 @@ impl SocketOutput {
 }
 
 impl OutputState {
+    /// Writes one text frame while nothing waits before it.
     fn write_text(&mut self, text: &[u8]) -> DirectWrite {
-        if !self.unsent.is_empty() {
-            return DirectWrite::Refused;
-        }
         let mut buffer = [0; FRAME_HEADER_BYTES_MAX];
         let Some(header) = encode_header(&mut buffer, text.len()) else { return DirectWrite::Refused };
         let parts = [io::IoSlice::new(header), io::IoSlice::new(text)];
