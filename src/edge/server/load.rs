@@ -41,9 +41,9 @@ impl PeerLoads {
 
 /// Without another edge 4200: nothing is known of those that come, such as the next one of a single replica.
 fn choose_close_code(others: &[EdgeLoad], clients: u64) -> u16 {
-    let sessions: u64 = others.iter().map(|load| load.sessions).sum();
-    let sessions_max: u64 = others.iter().map(|load| load.sessions_max).sum();
-    let is_near_limit = (sessions + clients).saturating_mul(100) > sessions_max.saturating_mul(USED_PERCENT_MAX);
+    let sessions = others.iter().fold(clients, |sum, load| sum.saturating_add(load.sessions));
+    let sessions_max = others.iter().fold(0_u64, |sum, load| sum.saturating_add(load.sessions_max));
+    let is_near_limit = sessions.saturating_mul(100) > sessions_max.saturating_mul(USED_PERCENT_MAX);
     if !others.is_empty() && is_near_limit { code::OVER_CAPACITY } else { code::RECONNECT }
 }
 
@@ -105,7 +105,7 @@ mod tests {
             (vec![load(800, 1_000)], 101, 4100),
             (vec![load(900, 1_000), load(0, 1_000)], 900, 4200),
             (vec![load(1_000, 1_000), load(1_000, 1_000)], 1, 4100),
-            (vec![load(1, u64::MAX)], 1, 4200),
+            (vec![load(1, u64::MAX), load(1, u64::MAX)], 1, 4200),
         ] {
             assert_eq!(choose_close_code(&others, clients), expected, "{others:?} {clients}");
         }
