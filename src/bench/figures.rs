@@ -165,7 +165,7 @@ pub fn compute_edge_figures(rounds: &[EdgeRound], polling: Option<f64>, peer: Pe
     let mut figures = memory_figures(rounds, &peer);
     figures.extend(accept_figures(rounds, &peer));
     figures.extend(fan_out_figures(rounds, &peer));
-    if peer.is_nchan {
+    if peer.kind == PeerKind::Nchan {
         figures.extend(other_fan_out_figures(rounds, &peer));
     }
     figures.extend(crowd_figures(rounds, &peer));
@@ -178,10 +178,7 @@ struct PeerRows {
     value: &'static str,
     ratio: &'static str,
     missed: &'static str,
-    /// Whether the peer has everything that ours has, so that every figure is compared, and no ratio is a target.
-    is_former_build: bool,
-    /// Whether the peer is nchan, which has targets of its own.
-    is_nchan: bool,
+    kind: PeerKind,
 }
 
 /// The largest ratios of ours to a server that is not ours; `None` where there is no target.
@@ -194,26 +191,17 @@ struct RatioTargets {
 impl PeerRows {
     fn of(kind: PeerKind) -> Self {
         match kind {
-            PeerKind::Sockudo => Self {
-                value: "  sockudo's",
-                ratio: "  ours to sockudo's",
-                missed: "  sockudo's missed",
-                is_former_build: false,
-                is_nchan: false,
-            },
-            PeerKind::Nchan => Self {
-                value: "  nchan's",
-                ratio: "  ours to nchan's",
-                missed: "  nchan's missed",
-                is_former_build: false,
-                is_nchan: true,
-            },
+            PeerKind::Sockudo => {
+                Self { value: "  sockudo's", ratio: "  ours to sockudo's", missed: "  sockudo's missed", kind }
+            }
+            PeerKind::Nchan => {
+                Self { value: "  nchan's", ratio: "  ours to nchan's", missed: "  nchan's missed", kind }
+            }
             PeerKind::Realtime => Self {
                 value: "  the former build's",
                 ratio: "  ours to the former build's",
                 missed: "  the former build's missed",
-                is_former_build: true,
-                is_nchan: false,
+                kind,
             },
         }
     }
@@ -227,8 +215,13 @@ impl PeerRows {
         targets: RatioTargets,
         of: MeasuredValue,
     ) -> [Figure; 2] {
-        let ratio_max = if self.is_nchan { targets.nchan } else { targets.sockudo };
-        let target = ratio_max.filter(|_| !self.is_former_build).map(at_most);
+        let ratio_max = match self.kind {
+            PeerKind::Sockudo => targets.sockudo,
+            PeerKind::Nchan => targets.nchan,
+            // Another build has everything that ours has: every figure is compared, and no ratio is a target.
+            PeerKind::Realtime => None,
+        };
+        let target = ratio_max.map(at_most);
         [
             build_figure(
                 value_id,
@@ -290,7 +283,7 @@ fn memory_figures(rounds: &[EdgeRound], peer: &PeerRows) -> Vec<Figure> {
     figures.push(most("session_kib", "memory of an idle xhr_streaming session", "KiB", 24.0, |r| {
         Some(r.edge.session_kib)
     }));
-    if peer.is_former_build {
+    if peer.kind == PeerKind::Realtime {
         figures.extend(peer.compare(
             rounds,
             ["session_peer_kib", "session_ratio"],
