@@ -21,18 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::certificates::Authority;
-use crate::rehearsal::{start_from, wait_for_verdict};
-
-/// A cluster with a gate that is quick to judge.
-const MANIFEST: &str = concat!(
-    include_str!("../fixtures/minimal-cluster.yaml"),
-    "  websocket: { replicas: 1 }
-  sockjs: { replicas: 1 }
-  webhooks: { dispatcher: { replicas: 1 }, stream: { mode: Provisioned, shards: 1 }, deadLetter: {} }
-  gate: { intervalSeconds: 1, timeoutSeconds: 8, openAfter: 1 }
-",
-    include_str!("../fixtures/shop-app.yaml")
-);
+use crate::rehearsal::{MANIFEST, start_from, wait_for_verdict};
 
 const HOST: &str = "ws.front.test";
 

@@ -30,7 +30,7 @@ use crate::fixtures::connect_kinesis;
 use crate::waiting::{describe_last, eventually};
 
 /// A cluster with a gate that is quick to judge.
-const MANIFEST: &str = concat!(
+pub const MANIFEST: &str = concat!(
     include_str!("../fixtures/minimal-cluster.yaml"),
     "  websocket: { replicas: 1 }
   sockjs: { replicas: 1 }
