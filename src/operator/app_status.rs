@@ -108,6 +108,14 @@ impl ClusterView<'_> {
         AppClusterStatus { name, loaded: String::new(), reason: reason.to_string(), message: message.clone() }
     }
 
+    /// Whether the status of an app would change by the number of pods alone, which have not all loaded it.
+    pub fn is_progress(&self, app: &RealtimeApp) -> bool {
+        let own = self.entry(app);
+        find_entry(app, &own.name).is_some_and(|known| {
+            known.reason == own.reason && known.loaded != own.loaded && !known.is_loaded() && !own.is_loaded()
+        })
+    }
+
     /// Whether a complete count stays although pods are missing or not observed: a pod that starts later is admitted with
     /// the whole registry only, so that a rollout need not write the status of every app.
     fn keeps_entry(&self, app: &RealtimeApp, known: &AppClusterStatus) -> bool {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::ResourceExt;
@@ -47,6 +48,13 @@ const REGISTRY_REMINDED_ANNOTATION: &str = "realtime-operator.dev/registry-remin
 
 /// Bounds the statuses that one reconcile writes because of endpoints.
 const ENDPOINT_WRITES_MAX: usize = 100;
+
+/// Bounds the statuses that one reconcile writes because more pods, and not all, have loaded an app: of thousands of apps that
+/// come at once, each is written when it is accepted and when it is loaded.
+const PROGRESS_WRITES_MAX: usize = 100;
+
+/// Statuses that are written at once.
+const CONCURRENT_WRITES_MAX: usize = 16;
 
 /// Time between two pushes to pods: 20 a second, so that a large cluster does not burst against the API server.
 const PUSH_INTERVAL: Duration = Duration::from_millis(50);
@@ -200,8 +208,9 @@ async fn update_app_statuses(
     let version = |app: &RealtimeApp| (app.uid(), app.metadata.generation);
     let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
     let (name, reports) = (cluster.name_any(), ReportIndex::new(found.endpoints));
-    let (mut all_settled, mut endpoint_writes) = (true, 0);
-    for app in context.live.apps_of(cluster).iter().filter(|app| rendered_versions.contains(&version(app))) {
+    let (mut endpoint_writes, mut progress_writes) = (0, 0);
+    let (mut due, mut waiting) = (Vec::new(), 0);
+    for app in context.live.apps_of(cluster).into_iter().filter(|app| rendered_versions.contains(&version(app))) {
         let id = AppId(app.spec.app_id.clone());
         let pods = {
             let history = history.read().unwrap_or_else(PoisonError::into_inner);
@@ -209,13 +218,24 @@ async fn update_app_statuses(
         };
         // The rest is written by the next reconciles, so that the registry does not wait for it.
         let endpoints = (endpoint_writes < ENDPOINT_WRITES_MAX)
-            .then(|| merge_endpoints(app, &name, &reports))
-            .filter(|endpoints| has_news(app, &name, endpoints));
+            .then(|| merge_endpoints(&app, &name, &reports))
+            .filter(|endpoints| has_news(&app, &name, endpoints));
         endpoint_writes += usize::from(endpoints.is_some());
         let view = ClusterView { cluster, refused: found.refused.get(&app.name_any()), pods, endpoints };
-        all_settled &= update_app_status(context, app, &view, clusters).await?;
+        progress_writes += usize::from(view.is_progress(&app));
+        if view.is_progress(&app) && progress_writes > PROGRESS_WRITES_MAX {
+            waiting += 1;
+        } else {
+            due.push((app, view));
+        }
     }
-    Ok(all_settled)
+    // Collected: a stream over a closure that borrows would not be `Send`.
+    let mut writes = Vec::with_capacity(due.len());
+    for (app, view) in due {
+        writes.push(async move { update_app_status(context, &app, &view, clusters).await });
+    }
+    let settled = stream::iter(writes).buffer_unordered(CONCURRENT_WRITES_MAX);
+    settled.try_fold(waiting == 0, |all, settled| std::future::ready(Ok(all && settled))).await
 }
 
 /// The rendered registry, compared with the Secrets that exist.

@@ -53,7 +53,7 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         references.extend(names.map(|name| (name.to_owned(), user.clone())));
     }
     let secrets = read_secrets(context, &namespace, references).await?;
-    let of_apps = read_secrets(context, &namespace, generated_for_apps).await?;
+    let of_apps = read_app_secrets(context, &namespace, generated_for_apps).await?;
     let name = generated_secret_name(cluster);
     let generated = context.secrets.read(&namespace, &name, &of_cluster).await?;
     let uid = cluster.uid().unwrap_or_default();
@@ -108,9 +108,28 @@ async fn read_secrets(
 ) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError> {
     let read = |(name, user): (String, SecretUser)| async move {
         let found = context.secrets.read(namespace, &name, &user).await?;
-        Ok::<_, ReconcileError>(found.map(|secret| (name, secret)))
+        Ok(found.map(|secret| (name, secret)))
     };
-    let found: Vec<_> = stream::iter(references).map(read).buffer_unordered(CONCURRENT_READS_MAX).try_collect().await?;
+    collect_secrets(references.into_iter().map(read)).await
+}
+
+async fn read_app_secrets(
+    context: &ControllerContext,
+    namespace: &str,
+    references: Vec<(String, SecretUser)>,
+) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError> {
+    let read = |(name, user): (String, SecretUser)| async move {
+        let found = context.secrets.read_of_app(namespace, &name, &user).await?;
+        Ok(found.map(|secret| (name, secret)))
+    };
+    collect_secrets(references.into_iter().map(read)).await
+}
+
+async fn collect_secrets<F>(reads: impl Iterator<Item = F>) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError>
+where
+    F: Future<Output = Result<Option<(String, Arc<Secret>)>, ReconcileError>>,
+{
+    let found: Vec<_> = stream::iter(reads).buffer_unordered(CONCURRENT_READS_MAX).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
 

@@ -1,4 +1,5 @@
-//! Reads Secrets by name, each at most once a minute and at once after an edit of an object that references it.
+//! Reads Secrets by name, each at most once a minute and at once after an edit of an object that references it. Those of apps
+//! are read less often when there are many of them.
 //!
 //! The operator has no right to list or watch Secrets: a watch would show it every Secret of every namespace.
 
@@ -17,6 +18,8 @@ use crate::process::locks::lock_unpoisoned;
 
 /// Time after which the content of a Secret is read again.
 const FOUND_TTL: Duration = Duration::from_mins(1);
+/// Secrets of apps that are read again within a second, over all clusters: 600 of them are as new as all others.
+const APP_REREADS_PER_SECOND: f64 = 10.0;
 /// Time after which a missing Secret is looked for again: a user is about to create it.
 const MISSING_TTL: Duration = Duration::from_secs(2);
 /// Retention of the content of a Secret that no reconcile reads.
@@ -65,8 +68,8 @@ struct CachedSecret {
 
 impl CachedSecret {
     /// Whether the content may be used for this user.
-    fn is_fresh(&self, user: &SecretUser, now: Instant) -> bool {
-        let ttl = if self.secret.is_some() { FOUND_TTL } else { MISSING_TTL };
+    fn is_fresh(&self, user: &SecretUser, found_ttl: Duration, now: Instant) -> bool {
+        let ttl = if self.secret.is_some() { found_ttl } else { MISSING_TTL };
         self.read_at.is_some_and(|at| now.duration_since(at) < ttl) && self.users.get(&user.uid) == Some(&user.version)
     }
 
@@ -100,9 +103,33 @@ impl SecretReader {
         name: &str,
         user: &SecretUser,
     ) -> Result<Option<Arc<Secret>>, ReconcileError> {
+        self.read_within(namespace, name, user, FOUND_TTL).await
+    }
+
+    /// Reads a Secret of an app as [`Self::read`] does, and less often when thousands of them are known.
+    ///
+    /// # Errors
+    /// The API server refuses the call or does not answer.
+    pub async fn read_of_app(
+        &self,
+        namespace: &str,
+        name: &str,
+        user: &SecretUser,
+    ) -> Result<Option<Arc<Secret>>, ReconcileError> {
+        let known = u32::try_from(lock_unpoisoned(&self.cached).by_name.len()).unwrap_or(u32::MAX);
+        self.read_within(namespace, name, user, app_secret_ttl(known)).await
+    }
+
+    async fn read_within(
+        &self,
+        namespace: &str,
+        name: &str,
+        user: &SecretUser,
+        found_ttl: Duration,
+    ) -> Result<Option<Arc<Secret>>, ReconcileError> {
         let entry = self.entry(namespace, name);
         let mut cached = entry.lock().await;
-        if !cached.is_fresh(user, Instant::now()) {
+        if !cached.is_fresh(user, found_ttl, Instant::now()) {
             let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
             let found = secrets.get_opt(name).await;
             let found = found
@@ -129,6 +156,11 @@ impl SecretReader {
     }
 }
 
+/// Time after which a Secret of an app is read again, with so many Secrets known.
+fn app_secret_ttl(known: u32) -> Duration {
+    FOUND_TTL.max(Duration::from_secs_f64(f64::from(known) / APP_REREADS_PER_SECOND))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -151,7 +183,7 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut cached = CachedSecret::default();
-        assert!(!cached.is_fresh(&user("a", 1), start), "it was never read");
+        assert!(!cached.is_fresh(&user("a", 1), FOUND_TTL, start), "it was never read");
         cached.store(Some(Secret::default()), &user("a", 1), start);
         for (name, user, now, fresh) in [
             ("the same user", user("a", 1), after(59), true),
@@ -159,11 +191,17 @@ mod tests {
             ("an edited user", user("a", 2), after(1), false),
             ("a new user", user("b", 1), after(1), false),
         ] {
-            assert_eq!(cached.is_fresh(&user, now), fresh, "{name}");
+            assert_eq!(cached.is_fresh(&user, FOUND_TTL, now), fresh, "{name}");
         }
         cached.store(None, &user("a", 1), start);
-        assert!(cached.is_fresh(&user("a", 1), after(1)));
-        assert!(!cached.is_fresh(&user("a", 1), after(2)), "a missing Secret is looked for again soon");
+        assert!(cached.is_fresh(&user("a", 1), FOUND_TTL, after(1)));
+        assert!(!cached.is_fresh(&user("a", 1), FOUND_TTL, after(2)), "a missing Secret is looked for again soon");
+        cached.store(Some(Secret::default()), &user("a", 1), start);
+        let of_many = app_secret_ttl(2_000);
+        assert!(
+            cached.is_fresh(&user("a", 1), of_many, after(199)) && !cached.is_fresh(&user("a", 1), of_many, after(200))
+        );
+        assert_eq!(app_secret_ttl(600), FOUND_TTL, "of few apps, Secrets are as new as all others");
         assert!(!cached.is_unused(after(600)));
         assert!(cached.is_unused(after(601)));
     }
