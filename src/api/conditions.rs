@@ -70,6 +70,8 @@ reasons! {
     VacatedMissing,
     /// A record that no dispatcher can parse was read, and no dead letter of it was written.
     DeadLetterBroken,
+    /// The gate passed a journey that it must refuse.
+    GateBroken,
     /// A server runs a configuration that differs from the rendered one.
     ConfigurationDrift,
     /// A server refused its configuration.
@@ -290,6 +292,7 @@ impl Reason {
             Self::DeadLetterBroken => {
                 "Read the message: create the dead-letter stream, correct its name, or allow `kinesis:PutRecords` on it to the dispatchers."
             }
+            Self::GateBroken => "Restart the operator; report it if it comes again.",
             Self::ConfigurationDrift => {
                 "Revert the change of the variable named: a manual edit, a policy, or an injector."
             }

@@ -416,6 +416,9 @@ clock in, a verdict out.
 - **Dead letters.** With `webhooks.deadLetter` the gate opens once the letter of a test record has come out of the dead-letter
   stream, once for each fingerprint. A record that a dispatcher read and did not keep closes as `DeadLetterBroken`
   ([dead-letter.md](dead-letter.md)).
+- **Self-test.** Once for each fingerprint, the open gate must refuse two journeys through an admitted pod: one whose webhooks are
+  verified with another secret (`SignatureInvalid`), and one whose webhooks are withheld from it (`WebhookMissing`). A gate that
+  passes one of them is closed as `GateBroken`.
 - **Ageing.** A value without a finished journey for three intervals, and at least a minute, closes the gate as
   `EvidenceStale`; Ready is then Unknown. `status.gate.passedAt` is the start of the oldest pass of the latest complete
   round. A new leader goes on with the recorded proof, without renewing it, for 15 minutes at most

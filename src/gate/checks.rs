@@ -55,6 +55,8 @@ pub(super) enum FindingSubject<'a> {
     Dispatcher { pod: &'a str, failure: &'a HopFailure },
     /// Too many journeys failed; the latest one.
     LossRate { transport: Transport, pod: &'a str, failure: &'a HopFailure },
+    /// The gate passes what it must refuse.
+    BrokenGate(&'a str),
     /// A lost event would not be kept.
     BrokenDeadLetter(&'a str),
     /// Fewer pods run than the manifest asks for.
@@ -70,7 +72,7 @@ pub(super) enum FindingSubject<'a> {
 type Check = for<'a> fn(&'a Evidence) -> Option<Finding<'a>>;
 
 /// The checks in their order.
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 15] = [
     find_stale_evidence,
     find_explained_failure,
     find_empty_dimension,
@@ -80,6 +82,7 @@ const CHECKS: [Check; 14] = [
     find_failing_dispatcher,
     find_external_failure,
     find_loss_rate,
+    find_broken_gate,
     find_broken_dead_letter,
     find_missing_pods,
     find_unproven_external,
@@ -147,6 +150,12 @@ fn find_loss_rate(evidence: &Evidence) -> Option<Finding<'_>> {
     let (transport, pod, failure) = evidence.latest_failure()?;
     let subject = FindingSubject::LossRate { transport: *transport, pod, failure };
     Some(Finding { class: FindingClass::Refutes, subject })
+}
+
+/// A failed self-test: no pass is worth anything, but a failure still is, so that this comes after every failure.
+fn find_broken_gate(evidence: &Evidence) -> Option<Finding<'_>> {
+    let fault = evidence.gate_fault.as_deref()?;
+    Some(Finding { class: FindingClass::Refutes, subject: FindingSubject::BrokenGate(fault) })
 }
 
 /// A test record whose letter was not written. Journeys pass, so this comes after everything that concerns each event.

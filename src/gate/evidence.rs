@@ -51,6 +51,8 @@ pub struct Evidence {
     dispatcher_histories: BTreeMap<String, JourneyHistory>,
     /// Proof that lost events are kept.
     pub(super) dead_letter: DeadLetterProof,
+    /// Description of a failed self-test of the gate.
+    pub(super) gate_fault: Option<String>,
     pub(super) coverage: Coverage,
     pub(super) losses: LossWindow,
     pub(super) external: ExternalEvidence,
@@ -80,6 +82,7 @@ impl Evidence {
             process_ids: BTreeMap::new(),
             dispatcher_histories: BTreeMap::new(),
             dead_letter: DeadLetterProof::default(),
+            gate_fault: None,
             coverage: Coverage::default(),
             losses: LossWindow::default(),
             external: ExternalEvidence::default(),
@@ -109,6 +112,18 @@ impl Evidence {
     pub fn set_dead_letter_proof(&mut self, proof: DeadLetterProof) {
         self.dead_letter = proof;
         self.update_gate();
+    }
+
+    /// Replaces the description of a failed self-test of the gate.
+    pub fn set_gate_fault(&mut self, fault: Option<String>) {
+        self.gate_fault = fault;
+        self.update_gate();
+    }
+
+    /// Whether the latest self-test of the gate failed.
+    #[must_use]
+    pub fn has_gate_fault(&self) -> bool {
+        self.gate_fault.is_some()
     }
 
     /// Replaces the targets. Evidence of a deleted pod is dropped.

@@ -206,6 +206,7 @@ impl Evidence {
                 );
                 (failure.reason, message)
             }
+            FindingSubject::BrokenGate(fault) => (Reason::GateBroken, (*fault).to_owned()),
             FindingSubject::BrokenDeadLetter(message) => (Reason::DeadLetterBroken, (*message).to_owned()),
             FindingSubject::AwaitedDeadLetter => {
                 let progress = self.progress_summary(transports);

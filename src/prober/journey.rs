@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::clients::client::{ProbeClient, is_member_added_for};
 use super::clients::link::BrokenHop;
 use super::clients::target::{SessionTarget, resolve_targets};
+use super::control_journey::ControlJourney;
 use super::diagnose::{MissingWebhook, diagnose_missing_webhook};
 use super::expected_webhooks::{CLIENT_EVENT_NAME, webhooks_of_joining, webhooks_of_leaving};
 use super::http_publish::{HttpPublish, PUBLISHED_EVENT_NAME, publish_over_http};
@@ -85,6 +86,8 @@ pub(super) struct JourneyRoute {
     pub shards: Arc<Vec<Shard>>,
     /// The stream whose records pass through the shards.
     pub app: AppId,
+    /// Set if the gate must refuse the journey.
+    pub control: Option<ControlJourney>,
 }
 
 impl JourneyRoute {
@@ -155,7 +158,11 @@ pub(super) async fn run_journey(
         fan_out_tried: true,
         report_hop,
     };
-    let mut claim = context.receiver.claim_webhooks(&route.channels.nonce, &context.plan.app);
+    let (receiver, nonce, app) = (&context.receiver, &route.channels.nonce, &context.plan.app);
+    let mut claim = match route.control {
+        None => receiver.claim_webhooks(nonce, app),
+        Some(control) => control.claim_webhooks(receiver, nonce, app),
+    };
     match run_hops(&context, &route, &mut claim, &mut log).await {
         Ok((client, senders)) => Ok(RunningJourney { context, route, client, claim, log, senders }),
         Err(broken) => Err(finish_journey(&route, None, log, Some(broken))),

@@ -138,6 +138,7 @@ impl JourneySchedule {
             shards: self.shards.clone(),
             app: self.context.plan.app.id.clone(),
             fingerprint: self.context.plan.fingerprint.clone(),
+            control: None,
         };
         self.journey_count += 1;
         *self.underway.entry(pair.clone()).or_default() += 1;
@@ -167,7 +168,7 @@ impl JourneySchedule {
     }
 
     /// Channels for the next journey: its private one falls into the shard whose turn it is.
-    fn choose_channels(&self) -> Option<JourneyChannels> {
+    pub(super) fn choose_channels(&self) -> Option<JourneyChannels> {
         let next = || Ulid::new().to_string().to_lowercase();
         let shard: Option<&ShardId> =
             (!self.shards.is_empty()).then(|| &self.shards[self.journey_count % self.shards.len()].id);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 
+use super::control_journey::{ControlJourney, ControlResult};
 use crate::gate::{Hop, Journey, JourneyOutcome};
 use crate::process::metrics::{DurationHistogram, LabelValue, Labeled, label_values, metric_table};
 use crate::protocol::Transport;
@@ -43,6 +44,9 @@ metric_table! {
         /// Journeys that failed, by transport and first broken hop.
         journey_failures: Labeled<(Transport, Hop), Counter> =>
             "Read the condition Ready of the clusters: it names hop, pod and remedy.",
+        /// Journeys that the gate must refuse, by the reason for it and by result.
+        control_journeys: Labeled<(ControlJourney, ControlResult), Counter> =>
+            "If `passed` or `other_reason` grows, read the condition Ready of the clusters and restart the operator.",
         /// Time from the start to the end of a journey, its farewell included, in seconds.
         journey_duration_seconds: Labeled<Transport, DurationHistogram> =>
             "Compare the latency of each hop in the status of the clusters.",
@@ -50,6 +54,17 @@ metric_table! {
 }
 
 impl JourneyMetrics {
+    /// Counts a control journey that ended.
+    pub(super) fn count_control(&self, control: ControlJourney, result: ControlResult) {
+        self.control_journeys.with_label((control, result)).inc();
+    }
+
+    /// Number of control journeys with this result so far.
+    #[must_use]
+    pub fn controls_of(&self, control: ControlJourney, result: ControlResult) -> u64 {
+        self.control_journeys.with_label((control, result)).get()
+    }
+
     /// Counts a journey that ended.
     pub(super) fn count_journey(&self, journey: &Journey) {
         let (result, failure) = match &journey.outcome {

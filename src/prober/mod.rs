@@ -9,6 +9,7 @@
 
 mod client_address;
 mod clients;
+mod control_journey;
 mod coverage;
 mod dead_letter;
 mod diagnose;
@@ -30,11 +31,13 @@ mod receiver;
 mod requested_round;
 mod rounds;
 mod scheduler;
+mod self_test;
 mod service_routes;
 mod visitor;
 
 pub use crate::desired::ProbeApp;
 pub use client_address::{ClientAddress, DialTarget, TlsTrust};
+pub use control_journey::{ControlJourney, ControlResult};
 pub use handle::{PodStanding, Prober};
 pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;

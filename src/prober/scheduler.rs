@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::control_journey::{EndedControl, SelfTest};
 use super::coverage::{TargetPair, coverage_targets, process_names};
 use super::dead_letter::{LetterAttempt, LetterProver};
 use super::handle::{PodStanding, Prober};
@@ -129,10 +130,12 @@ pub fn start(
         requested_round: None,
         requested_reports,
         letter_prover: LetterProver::default(),
+        self_test: SelfTest::default(),
     };
     schedule.update_paths();
     schedule.update_targets();
     schedule.restart_letter_proof();
+    schedule.restart_self_test();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
     Ok(Prober { verdicts: latest, pods, endpoints, round_interval, effective_interval, plan, requested, hops, task })
@@ -150,6 +153,8 @@ pub(super) enum ScheduleEvent {
     JourneyEnded(Journey),
     /// An attempt to prove dead letters is over.
     LettersRead(LetterAttempt),
+    /// A control journey is over.
+    ControlEnded(EndedControl),
 }
 
 /// The schedule of one cluster's journeys.
@@ -202,6 +207,8 @@ pub(super) struct JourneySchedule {
     pub(super) requested_reports: watch::Sender<Option<RequestedProof>>,
     /// The proof of dead letters.
     pub(super) letter_prover: LetterProver,
+    /// The gate's test of itself.
+    pub(super) self_test: SelfTest,
 }
 
 /// A prober's reports to its process.
@@ -263,6 +270,7 @@ impl JourneySchedule {
                         self.prove_newcomers();
                         self.start_requested_round();
                         self.attempt_letter_proof(now);
+                        self.attempt_self_test(now);
                     }
                     self.retry_suspects(now);
                 }
@@ -311,7 +319,7 @@ impl JourneySchedule {
     /// Another plan: pods that came and went, or another thing to prove.
     fn adopt_plan(&mut self, plan: Arc<ProbePlan>) {
         let before = &self.context.plan;
-        let is_letter_proof_due = plan.fingerprint != before.fingerprint
+        let are_proofs_due = plan.fingerprint != before.fingerprint
             || plan.dead_letter != before.dead_letter
             || plan.stream.is_some() != before.stream.is_some()
             || plan.requested.is_some() && plan.requested != before.requested;
@@ -330,8 +338,9 @@ impl JourneySchedule {
         self.context.receiver.accept_app(plan.app.id.clone());
         let context = JourneyContext { plan, ..(*self.context).clone() };
         self.context = Arc::new(context);
-        if is_letter_proof_due {
+        if are_proofs_due {
             self.restart_letter_proof();
+            self.restart_self_test();
         }
         self.adjust_interval();
         self.update_paths();
@@ -412,6 +421,7 @@ impl JourneySchedule {
                 self.add_to_requested_round(&journey);
             }
             ScheduleEvent::LettersRead(attempt) => self.add_letter_attempt(attempt),
+            ScheduleEvent::ControlEnded(ended) => self.add_control_journey(&ended),
         }
         self.publish_verdict();
     }

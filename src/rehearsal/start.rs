@@ -29,7 +29,7 @@ use crate::desired::{
 };
 use crate::dispatcher::{EgressOverrides, MemoryLeases};
 use crate::kinesis::KinesisClient;
-use crate::prober::{self, JourneyBudget, ProbePlan, Prober, ProberReports, WebhookReceiver};
+use crate::prober::{self, JourneyBudget, JourneyMetrics, ProbePlan, Prober, ProberReports, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 use crate::protocol::{AppId, Transport};
 
@@ -109,6 +109,8 @@ pub struct RunningRehearsal {
     pub transports: Vec<Transport>,
     /// The journeys; `None` when a server refused to start.
     pub prober: Option<Prober>,
+    /// Counts of the journeys.
+    pub journeys: Arc<JourneyMetrics>,
     /// The control that switches faults on and off.
     pub faults: FaultControl,
     /// Webhooks to endpoints outside, as they arrive.
@@ -172,20 +174,19 @@ impl RunningRehearsal {
         let (pods, rendered, refusals) = Box::pin(start_pods(environment, &options.edits, &secrets)).await?;
         let addresses = watch::Sender::new(EdgeAddresses::of_edges(&pods.edges()));
         let serving_addresses = *addresses.borrow();
-        let prober = refusals.is_empty().then(|| {
-            let plan = ProbePlan {
-                edges: pods.edges(),
-                dispatchers: pods.dispatchers(),
-                stream: Some(stream),
-                ..ProbePlan::of_cluster(&cluster)
-            };
-            let reports = ProberReports {
-                heartbeat: heartbeats.register("prober", None, &probing),
-                metrics: Arc::default(),
-                budget: JourneyBudget::default().share(),
-            };
-            prober::start(plan, receiver, reports, probing.clone())
-        });
+        let journeys = Arc::<JourneyMetrics>::default();
+        let reports = ProberReports {
+            heartbeat: heartbeats.register("prober", None, &probing),
+            metrics: journeys.clone(),
+            budget: JourneyBudget::default().share(),
+        };
+        let plan = ProbePlan {
+            edges: pods.edges(),
+            dispatchers: pods.dispatchers(),
+            stream: Some(stream),
+            ..ProbePlan::of_cluster(&cluster)
+        };
+        let prober = refusals.is_empty().then(|| prober::start(plan, receiver, reports, probing.clone()));
         let prober = prober.transpose().map_err(|error| RehearsalError::Http(error.to_string()))?;
         let switching = FaultSwitcher {
             pods,
@@ -225,6 +226,7 @@ impl RunningRehearsal {
             stand_ins,
             transports: served_transports(&cluster),
             prober,
+            journeys,
             faults,
             delivered,
             shown,

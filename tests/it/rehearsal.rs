@@ -21,13 +21,14 @@ use realtime_operator::config::ServerKind;
 use realtime_operator::desired::Manifests;
 use realtime_operator::gate::{GatePhase, Hop, Verdict};
 use realtime_operator::kinesis::LiveCapacity;
-use realtime_operator::prober::EndpointReports;
+use realtime_operator::prober::{ControlJourney, ControlResult, EndpointReports};
+use realtime_operator::process::metrics::LabelValue;
 use realtime_operator::protocol::Transport;
 use realtime_operator::rehearsal::{KinesisInterposer, RehearsalOptions, RunningRehearsal};
 use serde_json::{Value, json};
 
 use crate::fixtures::connect_kinesis;
-use crate::waiting::{describe_last, eventually};
+use crate::waiting::{describe_last, eventually, eventually_within};
 
 /// A cluster with a gate that is quick to judge.
 pub const MANIFEST: &str = concat!(
@@ -126,6 +127,21 @@ async fn a_good_cluster_becomes_ready_over_every_transport() {
     let reports = reports.expect("the report of the dispatcher").expect("journeys go on").clone();
     let report = reports.values().flatten().find(|report| report.name == "receiver").expect("the receiver of journeys");
     assert!(report.last_delivered_ms.is_some() && report.failing_since_ms.is_none(), "{report:?}");
+    // The open gate refuses the journeys that it must refuse, through the same receiver and the same servers.
+    let metrics = rehearsal.journeys.clone();
+    let counts = || {
+        ControlResult::ALL.iter().map(|result| {
+            let of = |control| metrics.controls_of(control, *result);
+            (*result, [ControlJourney::OtherSecret, ControlJourney::UnclaimedWebhooks].map(of))
+        })
+    };
+    let refused = |counts: &BTreeMap<ControlResult, [u64; 2]>| counts[&ControlResult::Refused] == [1, 1];
+    let counts = eventually_within(VERDICT_TIMEOUT, "refused control journeys", async || {
+        let seen: BTreeMap<_, _> = counts().collect();
+        if refused(&seen) { Ok(seen) } else { Err(seen) }
+    });
+    assert_eq!(counts.await[&ControlResult::Passed], [0, 0]);
+    assert!(rehearsal.prober.as_ref().expect("journeys").verdicts.borrow().ready);
     rehearsal.stop().await;
 }
 

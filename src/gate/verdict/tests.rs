@@ -646,6 +646,25 @@ fn a_lost_event_that_is_not_kept_closes_the_gate_until_a_test_record_became_a_le
     assert_eq!(evidence.verdict().phase, GatePhase::Proving, "of another fingerprint nothing is known");
 }
 
+#[test]
+fn a_gate_that_fails_its_self_test_is_closed_until_it_is_sound_and_a_real_failure_is_named_first() {
+    let mut evidence = evidence();
+    rounds(&mut evidence, 0, 2);
+    assert!(evidence.verdict().ready);
+    evidence.set_gate_fault(Some("a journey passed".to_owned()));
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Closed, Reason::GateBroken));
+    assert_eq!(verdict.message, "a journey passed");
+    rounds(&mut evidence, 2, 3);
+    assert!(!evidence.verdict().ready, "passes of a gate that passes everything prove nothing");
+    let mut losing = evidence.clone();
+    (5..8).for_each(|at| lose_websocket(&mut losing, at));
+    assert_eq!(losing.verdict().reason, Reason::WebhookMissing);
+    evidence.set_gate_fault(None);
+    rounds(&mut evidence, 5, 2);
+    assert!(evidence.verdict().ready, "{:?}", evidence.verdict());
+}
+
 /// One fact of a generated history.
 #[derive(Clone, Debug)]
 enum Fact {
