@@ -10,7 +10,7 @@ mod occupancy;
 mod outage;
 mod outbox;
 pub mod server;
-mod switch_proxy;
+pub mod switch_proxy;
 mod watch;
 
 use std::time::Duration;
