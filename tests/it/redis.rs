@@ -4,6 +4,7 @@
 #![allow(clippy::panic)]
 
 mod access;
+mod channel_index;
 mod crash;
 mod group;
 mod occupancy;
