@@ -5,9 +5,9 @@ import { Worker, isMainThread, parentPort, workerData } from "node:worker_thread
 /** A close frame of WebSocket with the code 4200, but for its length; and how the HTTP fallbacks say the same. */
 const [CLOSE, CODE, OVER_HTTP] = [0x88, Buffer.from([0x10, 0x68]), Buffer.from("c[4200,")];
 
-/** Each connection goes to the next of these ports of loopback. */
-export async function startEntry(ports) {
-  const worker = new Worker(new URL(import.meta.url), { workerData: ports });
+/** Each connection to this address goes to the next of these ports of loopback. */
+export async function startEntry(ports, address = "127.0.0.1") {
+  const worker = new Worker(new URL(import.meta.url), { workerData: { ports, address } });
   const answer = () => new Promise((resolve, reject) => {
     worker.once("message", resolve);
     worker.once("error", reject);
@@ -34,7 +34,7 @@ function saysGoodbye(chunk) {
 }
 
 if (!isMainThread) {
-  let [ports, turn] = [workerData, 0];
+  let [ports, turn] = [workerData.ports, 0];
   const farewells = [];
   // What came while the thread stood still is read only after the first look that follows.
   let [before, looked, unseen] = [performance.now(), performance.now(), 0];
@@ -52,7 +52,7 @@ if (!isMainThread) {
       one.pipe(other);
     }
   });
-  server.listen(0, "127.0.0.1", () => parentPort.postMessage(server.address().port));
+  server.listen(0, workerData.address, () => parentPort.postMessage(server.address().port));
   parentPort.on("message", (question) => {
     ports = question.ports ?? ports;
     // Once what has come is taken down.

@@ -22,6 +22,7 @@ mod raw_client;
 mod recording;
 mod relay;
 mod reload;
+mod slow_bus;
 mod strangers;
 mod unresponsive_owner;
 mod users;

@@ -4,13 +4,14 @@
 #![allow(clippy::panic)]
 
 mod access;
+mod channel_index;
 mod crash;
 mod group;
 mod occupancy;
 mod outage;
 mod outbox;
 pub mod server;
-mod switch_proxy;
+pub mod switch_proxy;
 mod watch;
 
 use std::time::Duration;

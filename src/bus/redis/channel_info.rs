@@ -15,10 +15,11 @@ use super::super::{
     BusError, CACHE_MISS_INTERVAL, ChannelInfo, ChannelKey, CountUpdate, LARGE_CHANNEL_COUNT_INTERVAL,
     LARGE_CHANNEL_THRESHOLD, LastEvent, LastEventLookup, TOMBSTONE_MAX_TTL, TOMBSTONE_MIN_TTL,
 };
+use super::channel_index;
 use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, parse_number, to_bus_error};
-use super::keys::{self, KeySpace};
+use super::keys::KeySpace;
 use super::wire;
-use crate::protocol::{AppId, ChannelKind, ChannelName};
+use crate::protocol::{AppId, ChannelName};
 
 /// Index entries that one scan of a list returns.
 const SCAN_PAGE_LEN: u32 = 1_000;
@@ -107,23 +108,27 @@ impl RedisChannels {
         Ok(self.hash_lengths(&keys).await?.into_iter().map(|length| length > 0).collect())
     }
 
-    /// Lists an app's occupied channels from the indexes of all processes, which together hold every occupied channel.
+    /// Lists an app's occupied channels from the indexes of all processes, which together hold every occupied channel: from
+    /// that of the app, or from the whole one of a process of release 0.1.0.
     pub(super) async fn list_channels(&self, app: &AppId, prefix: &str) -> Result<Vec<(ChannelName, u64)>, BusError> {
         let processes: Vec<String> =
             self.client.zrange(self.names.leases_key(), 0, -1, None, false, None, false).await.map_err(to_bus_error)?;
+        let marked = channel_index::are_marked(&self.client, &self.names, &processes).await?;
         let mut found = BTreeSet::new();
-        for process in processes {
-            let pages = self.client.sscan(
-                self.names.channel_index_key(&process),
-                format!("{app}/{prefix}*"),
-                Some(SCAN_PAGE_LEN),
-            );
+        for (process, is_marked) in processes.into_iter().zip(marked) {
+            let (index, start) = if is_marked {
+                (self.names.app_index_key(&process, app), String::new())
+            } else {
+                (self.names.channel_index_key(&process), format!("{app}/"))
+            };
+            let pages = self.client.sscan(index, format!("{start}{prefix}*"), Some(SCAN_PAGE_LEN));
             let mut pages = std::pin::pin!(pages);
             while let Some(page) = pages.next().await {
                 let mut page = page.map_err(to_bus_error)?;
                 let entries = page.take_results().unwrap_or_default().into_iter().filter_map(Value::into_string);
-                let subjects = entries.filter_map(|entry| keys::parse_index_entry(&entry));
-                found.extend(subjects.filter(|subject| subject.channel.kind() != ChannelKind::Internal));
+                let channels = entries.filter_map(|entry| ChannelName::parse_any(entry.strip_prefix(&start)?).ok());
+                let subjects = channels.map(|channel| ChannelKey { app: app.clone(), channel });
+                found.extend(subjects.filter(channel_index::is_listed));
                 page.next();
             }
         }

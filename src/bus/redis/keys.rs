@@ -2,7 +2,7 @@
 //! Keys of one script share a hash tag, and so a slot.
 
 use super::super::{BusScope, ChannelKey};
-use crate::protocol::ChannelName;
+use crate::protocol::{AppId, ChannelName};
 
 /// Key names of one cluster in one store.
 #[derive(Clone, Debug)]
@@ -44,6 +44,16 @@ impl KeySpace {
     /// Index of the channels in which a process has connections or unacknowledged events.
     pub fn channel_index_key(&self, process: &str) -> String {
         format!("rt:{{{}:{process}}}:channels", self.group)
+    }
+
+    /// Index of an app's channels in which a process has connections or unacknowledged events.
+    pub fn app_index_key(&self, process: &str, app: &AppId) -> String {
+        format!("rt:{{{}:{process}}}:channels:{app}", self.group)
+    }
+
+    /// Mark of a process whose indexes of apps are complete.
+    pub fn app_index_mark_key(&self, process: &str) -> String {
+        format!("rt:{{{}:{process}}}:indexed", self.group)
     }
 
     /// Claim of the process that sweeps a dead one.

@@ -3,13 +3,13 @@
 //! After the store was unavailable or lost its data, reports are made from this state. Pure: it must not know the store's
 //! client, and the caller passes the time.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::super::{ChannelKey, Transition};
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::EventOrder;
-use crate::protocol::{ChannelKind, SocketId};
+use crate::protocol::{AppId, ChannelKind, SocketId};
 
 /// Bounds the channels whose order is remembered after this process has left them.
 const REMEMBERED_ORDERS_MAX: usize = 50_000;
@@ -291,6 +291,13 @@ impl LocalState {
             return false;
         }
         self.channels.remove(subject).is_some_and(|channel| channel.indexed_generation.is_some())
+    }
+
+    /// The apps whose channels are listed from the process's indexes.
+    pub fn listed_apps(&self) -> Vec<AppId> {
+        let listed = self.channels.keys().filter(|subject| subject.channel.kind() != ChannelKind::Internal);
+        let apps: BTreeSet<&AppId> = listed.map(|subject| &subject.app).collect();
+        apps.into_iter().cloned().collect()
     }
 
     /// Whether the process has neither connections nor unacknowledged events.

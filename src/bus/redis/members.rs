@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use fred::clients::Client;
-use fred::interfaces::SetsInterface;
 use fred::types::scripts::Script;
 use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::super::receipt::Outbox;
 use super::super::{BusError, ChannelKey, DecidedTransitions, JoinLimits, JoinOutcome, RemoteTransitions, Transition};
-use super::client::{evaluate_script, to_bus_error, unavailable_error};
-use super::keys::{self, KeySpace};
+use super::channel_index;
+use super::client::{evaluate_script, unavailable_error};
+use super::keys::KeySpace;
 use super::local_state::LocalState;
 use super::membership::{MembershipChange, MembershipError, MembershipOutcome, MembershipScript};
 use super::outbox::{ReceiptEnd, RedisOutbox};
@@ -249,8 +249,7 @@ impl MembershipCore {
     /// Adds the channel to the process's index, from which a sweeper finds it if the process dies.
     async fn add_to_index(&self, subject: &ChannelKey, caller: &CallerIdentity) -> Result<(), BusError> {
         if self.is_available() {
-            let key = self.names.channel_index_key(&caller.process);
-            self.client.sadd::<(), _, _>(key, keys::index_entry(subject)).await.map_err(to_bus_error)?;
+            channel_index::add_channel(&self.client, &self.names, &caller.process, subject).await?;
             self.state().local.mark_indexed(subject, caller.generation);
         }
         Ok(())
@@ -453,8 +452,8 @@ impl MembershipCore {
             }
             state.process.clone()
         };
-        let key = self.names.channel_index_key(&process);
-        self.client.srem::<(), _, _>(key, keys::index_entry(subject)).await.map_err(to_bus_error)
+        let removed = (std::slice::from_ref(subject), vec![]);
+        channel_index::remove_channels(&self.client, &self.names, &process, removed).await
     }
 
     /// Time until transitions are published again; `None` when they are.

@@ -11,6 +11,7 @@
 
 mod acknowledge;
 mod beat_watch;
+mod channel_index;
 mod channel_info;
 mod client;
 mod first_sync;

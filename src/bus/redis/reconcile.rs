@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fred::interfaces::{KeysInterface, SetsInterface, SortedSetsInterface};
+use fred::interfaces::{KeysInterface, SortedSetsInterface};
 use fred::types::scan::Scanner;
 use fred::types::{Expiration, SetOptions, Value};
 use futures::{StreamExt, stream};
@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::super::{BusError, ChannelKey};
+use super::channel_index;
 use super::client::{to_bus_error, unavailable_error};
 use super::keys;
 use super::members::{MembershipCore, MembershipState};
@@ -23,6 +24,7 @@ const SWEEP_PAGE_LEN: u32 = 500;
 
 /// Reconciles on each wake-up, when settling ends, and once per renewal interval, until shutdown.
 pub(super) async fn run_reconciliation(core: Arc<MembershipCore>, shutdown: CancellationToken) {
+    let mut refreshed = None;
     loop {
         let wait = core.settling_time_left().unwrap_or(core.timing.renew_interval).min(core.timing.renew_interval);
         tokio::select! {
@@ -33,10 +35,27 @@ pub(super) async fn run_reconciliation(core: Arc<MembershipCore>, shutdown: Canc
         if !core.is_available() {
             continue;
         }
-        if let Err(error) = reconcile_once(&core).await {
+        let reconciled = reconcile_once(&core).await;
+        if let Err(error) = reconciled.and(refresh_app_indexes(&core, &mut refreshed).await) {
             tracing::debug!(%error, "bus reconciliation failed: retrying");
         }
     }
+}
+
+/// Refreshes the process's indexes of apps if it is time to. `refreshed` is the last time, with the generation of the name
+/// that the process had.
+async fn refresh_app_indexes(core: &MembershipCore, refreshed: &mut Option<(u64, Instant)>) -> Result<(), BusError> {
+    let (process, generation) = {
+        let state = core.state();
+        (state.process.clone(), state.generation)
+    };
+    if refreshed.is_some_and(|(of, at)| of == generation && at.elapsed() < channel_index::APP_INDEX_REFRESH_INTERVAL) {
+        return Ok(());
+    }
+    let apps = core.state().local.listed_apps();
+    channel_index::refresh_app_indexes(&core.client, &core.names, &process, &apps).await?;
+    *refreshed = Some((generation, Instant::now()));
+    Ok(())
 }
 
 /// Reports uncertain channels, then channels whose transitions settling deferred; forgets empty channels; sweeps. A channel
@@ -157,15 +176,12 @@ async fn sweep_process(core: &Arc<MembershipCore>, dead: &str) -> Result<(), Bus
             page.take_results().unwrap_or_default().into_iter().filter_map(Value::into_string).collect();
         channels += entries.len();
         let foreign = entries.iter().filter(|entry| keys::parse_index_entry(entry).is_none()).cloned();
-        let mut done: Vec<String> = foreign.collect();
+        let foreign: Vec<String> = foreign.collect();
         let subjects: Vec<ChannelKey> = entries.iter().filter_map(|entry| keys::parse_index_entry(entry)).collect();
         let outcome = apply_to_channels(core, subjects, ChannelAction::Sweep(dead.into())).await;
         transitions += outcome.transitions;
         failure = failure.or(outcome.error);
-        done.extend(outcome.done.iter().map(keys::index_entry));
-        if !done.is_empty() {
-            core.client.srem::<(), _, _>(&index, done).await.map_err(to_bus_error)?;
-        }
+        channel_index::remove_channels(&core.client, &core.names, dead, (&outcome.done, foreign)).await?;
         core.client.pexpire::<(), _>(&claim, ttl, None).await.map_err(to_bus_error)?;
         page.next();
     }
@@ -176,7 +192,10 @@ async fn sweep_process(core: &Arc<MembershipCore>, dead: &str) -> Result<(), Bus
         return Err(error);
     }
     core.client.zrem::<(), _, _>(core.names.leases_key(), dead).await.map_err(to_bus_error)?;
-    core.client.del::<(), _>(claim).await.map_err(to_bus_error)?;
+    let keys = vec![claim, core.names.app_index_mark_key(dead)];
+    for key in keys {
+        core.client.del::<(), _>(key).await.map_err(to_bus_error)?;
+    }
     core.state().dead_processes.retain(|process| process != dead);
     tracing::info!(process = dead, channels, transitions, ms, "dead process swept");
     Ok(())

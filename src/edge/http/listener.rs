@@ -18,26 +18,26 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use futures::{StreamExt, stream};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus_client::metrics::counter::Counter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep, timeout_at};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::edge::apps::client_address;
 use crate::edge::apps::client_address::{PeerAddress, TrustedProxies, is_source_address};
+use crate::edge::http::bounded_body::bound_body;
 use crate::edge::http::proxy_protocol::ProxyProtocol;
 use crate::edge::http_api::auth::PrefixedPath;
-use crate::edge::intake::byte_budget::{InputBudget, InputBudgetExceeded, InputCharge, UNCOUNTED_INPUT_BYTES};
+use crate::edge::intake::byte_budget::{InputBudget, InputBudgetExceeded};
 use crate::edge::intake::connection_input::ConnectionInput;
 use crate::edge::session::socket_output::SocketOutput;
 use crate::process::address_counts::{AddressCounts, AddressSlot};
@@ -62,6 +62,10 @@ pub const HEAD_FIELDS_MAX: usize = 100;
 
 /// Bytes of the largest accepted body: an escaped event of the HTTP API with a hundred channels.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of one read, less than hyper's first buffer of 8 KiB: a read that fills it doubles the buffer of its connection, up
+/// to [`HEAD_BYTES_MAX`], and no budget counts it.
+const READ_BYTES_MAX: u64 = (8 << 10) - 1;
 
 /// Time after which a client repeats a request whose body did not fit into the budget.
 const INPUT_RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
@@ -223,7 +227,7 @@ async fn serve_connection(
     let (reader, writer) = socket.into_split();
     let output = Arc::new(SocketOutput::new(writer));
     let socket = ClientStream {
-        reader,
+        reader: reader.take(READ_BYTES_MAX),
         output: output.clone(),
         unread,
         most: write,
@@ -323,7 +327,8 @@ impl HttpBody for OpenAnswer {
 /// A client's socket. The client must keep reading: a write that stalls for too long is an error. It must complete its
 /// messages: a read beyond the byte budget is an error.
 struct ClientStream {
-    reader: OwnedReadHalf,
+    /// The read side, which reads so many bytes at once as its limit says.
+    reader: Take<OwnedReadHalf>,
     output: Arc<SocketOutput>,
     /// Bytes that were read with the header of the PROXY protocol.
     unread: Bytes,
@@ -360,6 +365,7 @@ impl AsyncRead for ClientStream {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
+        self.reader.set_limit(READ_BYTES_MAX);
         ready!(Pin::new(&mut self.reader).poll_read(context, buffer))?;
         let read = buffer.filled().len() - before;
         let counted = self.input.as_ref().map_or(Ok(()), |input| input.add_read(read));
@@ -453,28 +459,11 @@ async fn run_with_bounded_body(screen: &RequestScreen, mut request: Request, nex
     (StatusCode::SERVICE_UNAVAILABLE, retry, format!("{InputBudgetExceeded}\n")).into_response()
 }
 
-/// Fails the read of a body that does not arrive in time, or does not fit into the budget.
-fn bound_body(body: Body, within: Duration, charge: Arc<InputCharge>) -> Body {
-    let deadline = Instant::now() + within;
-    let begin = (body.into_data_stream(), charge, UNCOUNTED_INPUT_BYTES);
-    Body::from_stream(stream::unfold(Some(begin), move |state| async move {
-        let (mut body, charge, uncounted) = state?;
-        let part: Result<Bytes, axum::BoxError> = match timeout_at(deadline, body.next()).await {
-            Ok(part) => part?.map_err(Into::into),
-            Err(_) => return Some((Err(io::Error::from(io::ErrorKind::TimedOut).into()), None)),
-        };
-        let length = part.as_ref().map_or(0, Bytes::len);
-        if let Err(exceeded) = charge.add(length.saturating_sub(uncounted)) {
-            return Some((Err(exceeded.into()), None));
-        }
-        Some((part, Some((body, charge, uncounted.saturating_sub(length)))))
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use axum::routing::{get, post};
+    use futures::{StreamExt, stream};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 

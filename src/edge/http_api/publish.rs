@@ -201,6 +201,7 @@ mod tests {
             ("none", json!([]), Err("not 0")),
             ("lists of channels", lists, Err("one `channel`")),
             ("a bad one", json!([one("a"), one("b c")]), Err("` ` in it")),
+            ("an event of the server's", json!([{ "name": "pusher:error", "data": "", "channel": "a" }]), Err("own")),
             ("no list", json!("a"), Err("`batch`")),
         ] {
             match (parse_batch(json!({ "batch": batch_of }).to_string().as_bytes(), EVENT_BYTES_MAX), expected) {

@@ -238,10 +238,14 @@ impl EdgeDrain {
     async fn close_sessions(&self, mut left: Vec<Arc<Session>>, closing: CloseReason) {
         let total = left.len();
         tracing::info!(sessions = total, code = closing.code, "sessions are being sent to other edges");
-        let (began, mut logged) = (Instant::now(), Instant::now());
+        let (began, mut logged, mut steps) = (Instant::now(), Instant::now(), 0);
         while !left.is_empty() {
-            let part =
-                left.split_off(left.len() - close_batch_size(left.len(), self.window.saturating_sub(began.elapsed())));
+            let elapsed = began.elapsed();
+            // A slow bus makes every step longer.
+            let step = elapsed.checked_div(steps).unwrap_or_default().max(CLOSE_INTERVAL + CLOSE_TIMER_DELAY);
+            let batch = close_batch_size(left.len(), self.window.saturating_sub(elapsed), step);
+            let part = left.split_off(left.len() - batch);
+            steps += 1;
             self.release_quota_slots(&part).await;
             for session in &part {
                 session.close(closing.clone());
@@ -285,10 +289,11 @@ pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     admin::DrainControl { begin: Box::new(begin), progress: Box::new(progress) }
 }
 
-/// The number of sessions to close in one step: one, unless so many are left that the window would not suffice.
-fn close_batch_size(left: usize, time: Duration) -> usize {
-    let goes = (time.as_millis() / (CLOSE_INTERVAL + CLOSE_TIMER_DELAY).as_millis()).max(1);
-    left.div_ceil(usize::try_from(goes).unwrap_or(usize::MAX))
+/// The number of sessions to close in one step of this duration: one, unless so many are left that the time would not
+/// suffice.
+fn close_batch_size(left: usize, time: Duration, step: Duration) -> usize {
+    let steps = (time.as_millis() / step.as_millis().max(1)).max(1);
+    left.div_ceil(usize::try_from(steps).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -317,19 +322,21 @@ mod tests {
 
     #[test]
     fn sessions_are_ended_one_by_one_unless_the_window_is_too_short_for_them() {
-        let window = Duration::from_mins(2);
-        for (sessions, window, expected) in [
-            (1, window, 1),
-            (1, Duration::ZERO, 1),
-            (1_200, window, 1),
-            (10_000, window, 1),
+        let (window, step) = (Duration::from_mins(2), CLOSE_INTERVAL + CLOSE_TIMER_DELAY);
+        for (sessions, window, step, expected) in [
+            (1, window, step, 1),
+            (1, Duration::ZERO, step, 1),
+            (1_200, window, step, 1),
+            (10_000, window, step, 1),
             // Twenty in 100 ms.
-            (20_000, window, 2),
-            (100_000, window, 10),
-            (1_000, Duration::from_secs(1), 13),
-            (7, Duration::ZERO, 7),
+            (20_000, window, step, 2),
+            (100_000, window, step, 10),
+            (1_000, Duration::from_secs(1), step, 13),
+            (7, Duration::ZERO, step, 7),
+            // A bus that answers too late for each step: the pace stays even.
+            (5_000, window, QUOTA_RELEASE_TIMEOUT + step, 5),
         ] {
-            assert_eq!(close_batch_size(sessions, window), expected, "{sessions} in {window:?}");
+            assert_eq!(close_batch_size(sessions, window, step), expected, "{sessions} in {window:?}, {step:?} each");
         }
     }
 }

@@ -284,7 +284,11 @@ impl ClientSocket {
                 let reason = if is_over_budget { RefusalReason::InputBytes } else { RefusalReason::Unreadable };
                 metrics.refusals.with_label(reason).inc();
                 if self.send_close_frame(closing.code, &closing.reason, CLOSE_HANDSHAKE_TIMEOUT).await.is_some() {
+                    // The codec holds the unfinished message, which no budget counts any more. The write side keeps the
+                    // socket open.
+                    let wire = self.connection.output.is_none().then_some(self.wire);
                     sleep(UNREADABLE_LINGER_DELAY).await;
+                    drop((wire, self.connection));
                 }
                 return;
             }

@@ -12,7 +12,7 @@ const LAST_EVENTS: u64 = 3;
 const UNREAD_CHANNELS: usize = 50;
 
 /// A client whose kernel keeps little of what it does not read.
-async fn connect_narrow(edge: &Edge) -> Ws {
+pub async fn connect_narrow(edge: &Edge) -> Ws {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4 << 10).expect("a small buffer");
     let stream = socket.connect(edge.running.public).await.expect("connected");
@@ -26,7 +26,7 @@ async fn connect_narrow(edge: &Edge) -> Ws {
 }
 
 /// Subscribes to many channels, so that one publish is many events.
-async fn subscribe_to_many(ws: &mut Ws) -> Vec<String> {
+pub async fn subscribe_to_many(ws: &mut Ws) -> Vec<String> {
     let channels: Vec<String> = (0..UNREAD_CHANNELS).map(|n| format!("private-{n}")).collect();
     for channel in &channels {
         ws.subscribe(channel, None).await;
@@ -34,7 +34,7 @@ async fn subscribe_to_many(ws: &mut Ws) -> Vec<String> {
     channels
 }
 
-async fn publish_to_all(edge: &Edge, channels: &[String], bytes: usize) {
+pub async fn publish_to_all(edge: &Edge, channels: &[String], bytes: usize) {
     let body = json!({ "name": "news", "data": "x".repeat(bytes), "channels": channels });
     assert_eq!(edge.publish("1", &body).await.status(), 200);
 }

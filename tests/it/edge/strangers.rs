@@ -68,6 +68,7 @@ async fn a_request_without_a_valid_signature_is_refused_before_its_body_is_read(
 
 #[tokio::test]
 async fn unfinished_requests_and_messages_share_one_budget_and_backends_go_on() {
+    realtime_operator::process::install_tls();
     let apps = tempfile::tempdir().expect("a directory");
     write_registry(apps.path(), vec![app("1", true)]);
     let own = [("REALTIME_SERVER", "edge"), ("REALTIME_TRANSPORTS", "websocket,xhr_polling")];
@@ -101,8 +102,8 @@ async fn unfinished_requests_and_messages_share_one_budget_and_backends_go_on() 
     assert!(bytes > 0 && bytes <= UNSIGNED_INPUT_BYTES, "{bytes} bytes are held");
     let taken = resident_kib(&process).saturating_sub(before);
     println!("{taken} KiB for the unfinished input of 200 requests and 400 sockets");
-    // The allocator returns freed pages after some seconds, and a build without optimization takes more for each socket.
-    assert!(taken < 48 << 10, "{taken} KiB for 200 requests and 400 messages of 64 MB in all");
+    // 16 MiB as measured, half of it the budget; the allocator returns freed pages after some seconds.
+    assert!(taken < 24 << 10, "{taken} KiB for 200 requests and 400 messages of 64 MB in all");
 
     let body = json!({ "name": "news", "data": "x".repeat(10_000), "channel": "room" }).to_string();
     let now = realtime_operator::process::clock::now_ms() / 1000;

@@ -70,6 +70,7 @@ async fn redis_keys_and_frames() {
     let bus = RedisBus::start(&redis.url(), "uid-1", "p1", timing, CancellationToken::new()).expect("a bus");
     let key = |name: &str| ChannelKey { app: "17".into(), channel: channel(name) };
     wait_until_available(&bus).await;
+    redis.answers_with(&["exists", "rt:{uid-1:p1}:indexed"], "1").await;
     let (socket, member) = (
         SocketId::from("1.1"),
         PresenceMember { user_id: "user-1".into(), user_info: serde_json::json!({ "name": "\"é\"" }) },
