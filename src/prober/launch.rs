@@ -244,6 +244,7 @@ mod tests {
         let path = ServiceRoute {
             name: "path".into(),
             public: ClientAddress::plain(a.public),
+            api: None,
             transports: vec![ws],
             serving: true,
             has_large_events: false,
