@@ -339,7 +339,7 @@ fn equal_hosts_share_one_object_with_a_path_for_each_server() {
             (path["path"].as_str().expect("a path"), name.as_str().expect("a Service"))
         })
         .collect();
-    assert_eq!(paths, [("/rt/app", "eu-websocket"), ("/rt/pusher", "eu-sockjs")]);
+    assert_eq!(paths, [("/rt/app/", "eu-websocket"), ("/rt/pusher/", "eu-sockjs")]);
     let apart = |host: &str| {
         format!("hosts: [{host}], expose: {{ type: Gateway, controller: Other, parentRefs: [{{ name: g }}] }}")
     };
@@ -425,7 +425,7 @@ fn the_http_api_alone_is_led_to_and_published_once_its_server_is_proven() {
     assert_eq!(rules[0]["host"], "api.example.com");
     let paths = rules[0]["http"]["paths"].as_array().expect("paths");
     let paths: Vec<_> = paths.iter().map(|path| (&path["path"], &path["backend"]["service"]["name"])).collect();
-    let (api, users, service) = (Value::from("/apps"), Value::from("/users"), Value::from("eu-websocket"));
+    let (api, users, service) = (Value::from("/apps/"), Value::from("/users/"), Value::from("eu-websocket"));
     assert_eq!(paths, [(&api, &service), (&users, &service)]);
     let controller = |cluster: &RealtimeCluster| annotations(&ingress(cluster))[DNS_CONTROLLER_KEYS[0]].clone();
     assert_eq!(controller(&cluster), "realtime-operator");

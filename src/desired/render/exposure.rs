@@ -116,7 +116,8 @@ pub(super) fn render_ingresses(cluster: &ValidCluster) -> Vec<Ingress> {
 
 fn render_ingress_paths(cluster: &ValidCluster, exposure: &Exposure) -> Vec<HTTPIngressPath> {
     let path = |(path, asked): (String, ServerKind)| HTTPIngressPath {
-        path: Some(path),
+        // Traefik takes a prefix as text by default: without the slash, `/app` of the clients would lead `/apps` there, too.
+        path: Some(format!("{path}/")),
         path_type: "Prefix".to_owned(),
         backend: IngressBackend {
             service: Some(IngressServiceBackend {
