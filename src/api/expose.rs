@@ -320,3 +320,27 @@ pub(super) fn api_proxy_rule() -> Rule {
     Rule::new(format!("!has(self.spec.httpAPI) || (self.spec.websocket.state == 'Enabled' ? {websocket} : {sockjs})"))
         .message("the load balancer of httpAPI speaks no PROXY protocol: write proxyProtocol: Accepted at the server behind it, websocket if it is enabled")
 }
+
+/// The rule that a load balancer of AWS is trusted with the addresses of clients.
+pub(super) fn trusted_front_rule() -> Rule {
+    Rule::new("!((has(self.spec.websocket.expose) && self.spec.websocket.expose.type in ['EKSNLB', 'EKSALB']) || (has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type in ['EKSNLB', 'EKSALB'])) || (has(self.spec.trustedProxies) && self.spec.trustedProxies.size() > 0)")
+        .message("expose.type EKSNLB and EKSALB need trustedProxies: write the networks of the load balancer's subnets, or every client has its address")
+}
+
+/// The rule that servers share all of their hosts or none.
+pub(super) fn shared_hosts_rule() -> Rule {
+    Rule::new("!has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts == self.spec.sockjs.hosts || !self.spec.websocket.hosts.exists(host, host in self.spec.sockjs.hosts)")
+        .message("websocket and sockjs share some of their hosts: write the same hosts for both, or none in common")
+}
+
+/// The rule that a load balancer without paths leads a host to one server.
+pub(super) fn pathless_hosts_rule() -> Rule {
+    Rule::new("self.spec.servers == 'Combined' || !has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts != self.spec.sockjs.hosts || !has(self.spec.websocket.expose) || !(self.spec.websocket.expose.type in ['EKSNLB', 'LoadBalancer'])")
+        .message("a load balancer without paths leads a host to one server only: write other hosts for sockjs, or servers: Combined")
+}
+
+/// The rule that records have hosts.
+pub(super) fn dns_rule() -> Rule {
+    Rule::new("!has(self.spec.dns) || has(self.spec.websocket.hosts) || has(self.spec.sockjs.hosts) || has(self.spec.httpAPI)")
+        .message("dns without hosts has no record: write hosts, or remove dns")
+}

@@ -19,6 +19,8 @@ pub(super) const PUBLISHED_EVENT_NAME: &str = "probe-published";
 pub(super) struct HttpPublish<'a> {
     /// The name that messages use.
     pub entrance: &'a str,
+    /// Whether it is a load balancer, behind which another cluster may answer.
+    pub is_external: bool,
     /// URL of the HTTP API, without a path.
     pub url: String,
     pub channel: &'a ChannelName,
@@ -35,7 +37,7 @@ pub(super) async fn publish_over_http(
     app: &ProbeApp,
     publish: HttpPublish<'_>,
 ) -> Result<(), BrokenHop> {
-    let HttpPublish { entrance, url, channel, event, data, timeout } = publish;
+    let HttpPublish { entrance, is_external, url, channel, event, data, timeout } = publish;
     let body = serde_json::json!({ "name": event, "data": data, "channels": [channel] }).to_string();
     let path = format!("/apps/{}/events", app.id);
     let now = clock::now_ms() / 1000;
@@ -50,8 +52,7 @@ pub(super) async fn publish_over_http(
     }
     let text = answer.text().await.unwrap_or_default();
     let detail = format!("the HTTP API of {entrance} answered {status}: {}", text.trim());
-    // Each cluster has a key of its own for journeys.
-    let reason = if status == StatusCode::UNAUTHORIZED { Reason::WrongCluster } else { Reason::PublishRejected };
+    let reason = if is_external { classify_refusal(status, &text) } else { Reason::PublishRejected };
     Err(BrokenHop::decisive(Hop::Publish, reason, detail))
 }
 
@@ -65,4 +66,32 @@ pub(super) fn explain_large_event(broken: BrokenHop, channels: &JourneyChannels)
         broken.detail, channels.padding_bytes
     );
     BrokenHop { detail, ..broken }
+}
+
+/// The reason of a refused publish through a load balancer: each cluster has an app and a key of its own for journeys, and knows no other's.
+fn classify_refusal(status: StatusCode, text: &str) -> Reason {
+    match status {
+        StatusCode::UNAUTHORIZED => Reason::WrongCluster,
+        StatusCode::NOT_FOUND if text.trim() == rest::UNKNOWN_APP_ANSWER => Reason::WrongCluster,
+        _ => Reason::PublishRejected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_that_does_not_know_the_app_is_another_one() {
+        for (status, text, reason) in [
+            (401, "`auth_key` is not a key of this app\n", Reason::WrongCluster),
+            (404, "there is no app with this id\n", Reason::WrongCluster),
+            (404, "404 page not found\n", Reason::PublishRejected),
+            (403, "", Reason::PublishRejected),
+            (503, "", Reason::PublishRejected),
+        ] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(classify_refusal(status, text), reason, "{status} {text}");
+        }
+    }
 }

@@ -325,6 +325,7 @@ async fn check_fan_out(
     let address = if entrance.is_external { companion.public.to_string() } else { own };
     let publish = HttpPublish {
         entrance: &entrance.name,
+        is_external: false,
         url: format!("http://{address}"),
         channel: &channels.presence,
         event: PUBLISHED_EVENT_NAME,

@@ -54,6 +54,7 @@ impl PublicApi<'_> {
         })?;
         let publish = HttpPublish {
             entrance: self.entrance,
+            is_external: true,
             url: target.http_url("").trim_end_matches('/').to_owned(),
             channel: &self.channels.presence,
             event: OUTSIDE_EVENT_NAME,

@@ -231,7 +231,7 @@ async fn a_front_of_the_http_api_is_proven_by_publishes_and_its_faults_have_reas
     set_routes(&rehearsal, ExternalGate::Required, good());
     let verdict = wait_for_external(&mut rehearsal, true, ("True", Reason::Proven)).await;
     let message = verdict.external.expect("a result").message;
-    assert!(message.starts_with("1 journeys pass through "), "{message}");
+    assert!(message.starts_with("1 journey passes through "), "{message}");
 
     let wrong = TlsFront::start(&authority, "DNS:other.front.test", pod).await;
     set_routes(&rehearsal, ExternalGate::Auto, vec![api_route(wrong.address, &trust, pod)]);
