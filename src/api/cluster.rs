@@ -5,9 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expose::{
-    DnsSpec, EntranceSpec, alb_keep_alive_rule, alb_protocol_rule, canonical_host_rule, certificate_rule,
-    deregistration_rule, distinct_hosts_rule, immutable_class_rule, live_hosts_rule, public_certificate_rule,
-    required_external_rule, routed_hosts_rule, tls_idle_rule,
+    DnsSpec, EntranceSpec, HttpApiSpec, alb_keep_alive_rule, alb_protocol_rule, api_host_rule, api_proxy_rule,
+    api_type_rule, canonical_host_rule, certificate_rule, deregistration_rule, distinct_hosts_rule, dns_rule,
+    immutable_class_rule, live_api_host_rule, live_hosts_rule, pathless_hosts_rule, public_certificate_rule,
+    required_external_rule, routed_hosts_rule, shared_hosts_rule, tls_idle_rule, trusted_front_rule,
 };
 pub use super::image::{ImageSpec, PullPolicy};
 use super::load_balancer::{LoadBalancerSpec, base_path_rule, keep_alive_rule};
@@ -43,11 +44,7 @@ pub const MAX_NAME: usize = 40;
     validation = Rule::new("self.spec.websocket.state == 'Enabled' || self.spec.sockjs.state == 'Enabled'").message("websocket and sockjs are both Disabled: enable one of them"),
     validation = Rule::new("self.spec.servers != 'Combined' || (self.spec.websocket.state == 'Enabled' && self.spec.sockjs.state == 'Enabled')").message("servers: Combined serves both: enable websocket and sockjs, or write servers: Separate"),
     validation = Rule::new("self.spec.webhooks.mode != 'Off' || (has(self.spec.webhooks.acknowledgeNoWebhooks) && self.spec.webhooks.acknowledgeNoWebhooks == self.metadata.name)").message("webhooks.mode is Off: write the cluster's name into webhooks.acknowledgeNoWebhooks, or set mode: Kinesis"),
-    validation = Rule::new("!((has(self.spec.websocket.expose) && self.spec.websocket.expose.type in ['EKSNLB', 'EKSALB']) || (has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type in ['EKSNLB', 'EKSALB'])) || (has(self.spec.trustedProxies) && self.spec.trustedProxies.size() > 0)").message("expose.type EKSNLB and EKSALB need trustedProxies: write the networks of the load balancer's subnets, or every client has its address"),
-    validation = Rule::new("!has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts == self.spec.sockjs.hosts || !self.spec.websocket.hosts.exists(host, host in self.spec.sockjs.hosts)").message("websocket and sockjs share some of their hosts: write the same hosts for both, or none in common"),
-    validation = Rule::new("self.spec.servers == 'Combined' || !has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts != self.spec.sockjs.hosts || !has(self.spec.websocket.expose) || !(self.spec.websocket.expose.type in ['EKSNLB', 'LoadBalancer'])").message("a load balancer without paths leads a host to one server only: write other hosts for sockjs, or servers: Combined"),
-    validation = required_external_rule(),
-    validation = Rule::new("!has(self.spec.dns) || has(self.spec.websocket.hosts) || has(self.spec.sockjs.hosts)").message("dns without hosts has no record: write hosts, or remove dns"),
+    validation = trusted_front_rule(), validation = shared_hosts_rule(), validation = pathless_hosts_rule(), validation = required_external_rule(), validation = api_host_rule(), validation = api_proxy_rule(), validation = dns_rule(),
     validation = Rule::new("!has(self.spec.sockjsClients.canonicalHost) || !has(self.spec.sockjs.canonicalHost)").message("sockjsClients.canonicalHost and sockjs.canonicalHost are the same setting: keep one of them"),
     // A name can be corrected until the stream exists, e.g. if another owner has a stream of that name.
     validation = Rule::new("(has(self.spec.webhooks.stream.name) == has(oldSelf.spec.webhooks.stream.name) && (!has(self.spec.webhooks.stream.name) || self.spec.webhooks.stream.name == oldSelf.spec.webhooks.stream.name)) || !has(oldSelf.status) || !has(oldSelf.status.stream) || oldSelf.status.stream.arn == '' || (has(self.spec.webhooks.stream.name) && self.spec.webhooks.stream.name == oldSelf.status.stream.name)").message("webhooks.stream.name is immutable once the stream exists, which holds undelivered events: keep the name in status.stream.name, or create another cluster and move to it"),
@@ -106,6 +103,10 @@ pub struct RealtimeClusterSpec {
     /// Settings that the sockjs server sends to `SockJS` clients.
     #[serde(default)]
     pub sockjs_clients: SockjsClients,
+    /// The HTTP API for backends outside the Kubernetes cluster. By default only a Service within it.
+    #[serde(rename = "httpAPI", default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = api_type_rule(), validation = certificate_rule(), validation = live_api_host_rule())]
+    pub http_api: Option<HttpApiSpec>,
     /// The DNS records of all hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<DnsSpec>,

@@ -33,6 +33,20 @@ pub struct EntranceSpec {
     pub expose: Option<ExposeSpec>,
 }
 
+/// A host under which backends outside the Kubernetes cluster publish, its certificate, and the object that leads to the HTTP API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpApiSpec {
+    /// Name under which backends reach the HTTP API; no name of a server.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME_PATTERN))]
+    pub host: String,
+    /// Certificate for the host, at the load balancer or Ingress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    /// The object that leads the paths of the HTTP API to it, and no other path of the host.
+    pub expose: ExposeSpec,
+}
+
 /// Certificate for the hosts of a server: one of the two fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -205,7 +219,7 @@ pub(super) fn routed_hosts_rule() -> Rule {
 
 /// The rule that required journeys from outside have a load balancer.
 pub(super) fn required_external_rule() -> Rule {
-    Rule::new("self.spec.gate.external != 'Required' || (has(self.spec.websocket.hosts) && self.spec.websocket.hosts.size() > 0 && has(self.spec.websocket.expose) && self.spec.websocket.expose.type != 'ClusterIP') || (has(self.spec.sockjs.hosts) && self.spec.sockjs.hosts.size() > 0 && has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type != 'ClusterIP')")
+    Rule::new("self.spec.gate.external != 'Required' || (has(self.spec.websocket.hosts) && self.spec.websocket.hosts.size() > 0 && has(self.spec.websocket.expose) && self.spec.websocket.expose.type != 'ClusterIP') || (has(self.spec.sockjs.hosts) && self.spec.sockjs.hosts.size() > 0 && has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type != 'ClusterIP') || has(self.spec.httpAPI)")
         .message("gate.external: Required needs a load balancer with hosts: write hosts and expose, or external: Auto")
 }
 
@@ -271,4 +285,62 @@ pub(super) fn immutable_class_rule() -> Rule {
 pub(super) fn live_hosts_rule() -> Rule {
     Rule::new("!has(oldSelf.expose) || !(oldSelf.expose.type in ['EKSNLB', 'EKSALB', 'LoadBalancer']) || (has(self.expose) && self.expose.type == oldSelf.expose.type) || !has(self.hosts) || !has(oldSelf.hosts)")
         .message("clients of hosts would lose the load balancer that its records name: create another cluster and move to it, or remove hosts together with expose")
+}
+
+/// The rule that the object of the HTTP API leads by host and path: the rest of a server is no place for backends.
+pub(super) fn api_type_rule() -> Rule {
+    Rule::new("self.expose.type in ['EKSALB', 'Ingress', 'Gateway']")
+        .message("httpAPI.expose leads some paths of its host to the HTTP API: write type: EKSALB, Ingress or Gateway")
+}
+
+/// The rule that the HTTP API has a host of its own.
+pub(super) fn api_host_rule() -> Rule {
+    let named = |server: &str| {
+        format!(
+            "(has(self.spec.{server}.hosts) && self.spec.httpAPI.host in self.spec.{server}.hosts) || (has(self.spec.{server}.canonicalHost) && self.spec.httpAPI.host == self.spec.{server}.canonicalHost)"
+        )
+    };
+    Rule::new(format!("!has(self.spec.httpAPI) || !({} || {})", named("websocket"), named("sockjs"))).message(
+        "httpAPI.host is a host of websocket or sockjs, whose clients it would lead elsewhere: write another name",
+    )
+}
+
+/// The rule that backends do not lose the load balancer that the record of their host names.
+pub(super) fn live_api_host_rule() -> Rule {
+    Rule::new("oldSelf.expose.type != 'EKSALB' || self.expose.type == 'EKSALB' || self.host != oldSelf.host")
+        .message("backends would lose the load balancer that the record of httpAPI.host names: write another host together with another type, or remove httpAPI first")
+}
+
+/// The rule that the pods behind the HTTP API take connections without a header of the PROXY protocol.
+pub(super) fn api_proxy_rule() -> Rule {
+    let is_free = |server: &str| {
+        format!("(!has(self.spec.{server}.proxyProtocol) || self.spec.{server}.proxyProtocol != 'Required')")
+    };
+    let (websocket, sockjs) = (is_free("websocket"), is_free("sockjs"));
+    Rule::new(format!("!has(self.spec.httpAPI) || (self.spec.websocket.state == 'Enabled' ? {websocket} : {sockjs})"))
+        .message("the load balancer of httpAPI speaks no PROXY protocol: write proxyProtocol: Accepted at the server behind it, websocket if it is enabled")
+}
+
+/// The rule that a load balancer of AWS is trusted with the addresses of clients.
+pub(super) fn trusted_front_rule() -> Rule {
+    Rule::new("!((has(self.spec.websocket.expose) && self.spec.websocket.expose.type in ['EKSNLB', 'EKSALB']) || (has(self.spec.sockjs.expose) && self.spec.sockjs.expose.type in ['EKSNLB', 'EKSALB'])) || (has(self.spec.trustedProxies) && self.spec.trustedProxies.size() > 0)")
+        .message("expose.type EKSNLB and EKSALB need trustedProxies: write the networks of the load balancer's subnets, or every client has its address")
+}
+
+/// The rule that servers share all of their hosts or none.
+pub(super) fn shared_hosts_rule() -> Rule {
+    Rule::new("!has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts == self.spec.sockjs.hosts || !self.spec.websocket.hosts.exists(host, host in self.spec.sockjs.hosts)")
+        .message("websocket and sockjs share some of their hosts: write the same hosts for both, or none in common")
+}
+
+/// The rule that a load balancer without paths leads a host to one server.
+pub(super) fn pathless_hosts_rule() -> Rule {
+    Rule::new("self.spec.servers == 'Combined' || !has(self.spec.websocket.hosts) || !has(self.spec.sockjs.hosts) || self.spec.websocket.hosts != self.spec.sockjs.hosts || !has(self.spec.websocket.expose) || !(self.spec.websocket.expose.type in ['EKSNLB', 'LoadBalancer'])")
+        .message("a load balancer without paths leads a host to one server only: write other hosts for sockjs, or servers: Combined")
+}
+
+/// The rule that records have hosts.
+pub(super) fn dns_rule() -> Rule {
+    Rule::new("!has(self.spec.dns) || has(self.spec.websocket.hosts) || has(self.spec.sockjs.hosts) || has(self.spec.httpAPI)")
+        .message("dns without hosts has no record: write hosts, or remove dns")
 }

@@ -262,6 +262,9 @@ pub struct EndpointsStatus {
     /// URL of the HTTP API within the Kubernetes cluster, for backends.
     #[serde(default)]
     pub api: String,
+    /// URL of the HTTP API for backends outside the Kubernetes cluster; absent without `httpAPI`.
+    #[serde(rename = "publicAPI", default, skip_serializing_if = "Option::is_none")]
+    pub public_api: Option<String>,
     /// Options of pusher-js for clients outside the Kubernetes cluster, ready to paste; absent without `hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_options: Option<ClientOptions>,

@@ -28,6 +28,7 @@ use crate::api::cluster::{
     DeadLetterMode, DeadLetterSpec, EdgeServer, ExtraVariable, GateSpec, IdentitySpec, IdentityType, PullPolicy,
     ServerLayout, StreamMode, WebhooksMode,
 };
+use crate::api::expose::ExposeSpec;
 use crate::api::load_balancer::{LoadBalancerSpec, ProxyProtocol};
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind, Variable, name};
@@ -343,8 +344,10 @@ fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidSer
             edges
         }
     };
-    let edges = edges.into_iter().map(|(kind, edge)| ValidServer {
-        role: ServerRole::Edge(resolve_edge(edge)),
+    let of_api = spec.http_api.as_ref().map(|api| &api.expose);
+    // The first one serves the HTTP API, too.
+    let edges = edges.into_iter().enumerate().map(|(number, (kind, edge))| ValidServer {
+        role: ServerRole::Edge(resolve_edge(edge, of_api.filter(|_| number == 0))),
         kind,
         replicas: edge.replicas,
         pods: ServerPods::resolve(&edge.pods, release),
@@ -397,9 +400,9 @@ fn resolve_sockjs(spec: &RealtimeClusterSpec) -> SockjsSettings {
     }
 }
 
-/// Resolves the settings of an edge by the entrance in front of it; explicit ones win.
-fn resolve_edge(edge: &EdgeServer) -> EdgeSettings {
-    let defaults = ExposeDefaults::of_entrance(edge.entrance.expose.as_ref());
+/// Resolves the settings of an edge by the entrances in front of it, that of its HTTP API among them; explicit ones win.
+fn resolve_edge(edge: &EdgeServer, api: Option<&ExposeSpec>) -> EdgeSettings {
+    let defaults = ExposeDefaults::of_entrance(edge.entrance.expose.as_ref()).extend_to_api(api);
     EdgeSettings {
         drain: DrainPhases {
             hold: seconds(edge.drain.hold_seconds.unwrap_or(defaults.hold_seconds)),

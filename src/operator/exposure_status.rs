@@ -40,8 +40,13 @@ pub fn list_endpoints(cluster: &ValidCluster, entrances: Vec<EntranceStatus>) ->
     let (websocket, sockjs) = (address(ServerKind::Websocket), address(ServerKind::Sockjs));
     // Every edge serves the HTTP API.
     let backend = if websocket.is_empty() { &sockjs } else { &websocket };
+    let public_api = cluster.exposures.iter().find(|exposure| exposure.is_http_api).and_then(|exposure| {
+        let scheme = if exposure.has_tls() { "https" } else { "http" };
+        Some(format!("{scheme}://{}", exposure.hosts.first()?))
+    });
     EndpointsStatus {
         api: format!("http://{backend}"),
+        public_api,
         client_options: build_client_options(cluster),
         websocket,
         sockjs,
@@ -123,8 +128,8 @@ pub fn find_ungated_pod<'a>(cluster: &ValidCluster, pods: impl IntoIterator<Item
     let exposures: Vec<&Exposure> = cluster.exposures.iter().filter(|exposure| has_injected_gates(exposure)).collect();
     let is_behind = |pod: &&Pod| {
         let server = pod.labels().get(COMPONENT_LABEL).and_then(|name| ServerKind::from_str(name).ok());
-        let asked = exposures.iter().flat_map(|exposure| &exposure.servers);
-        server.is_some_and(|server| asked.into_iter().any(|asked| server.serves_as(*asked)))
+        let asked = exposures.iter().flat_map(|exposure| exposure.paths());
+        server.is_some_and(|server| asked.into_iter().any(|(_, asked)| server.serves_as(asked)))
     };
     let has_gate = |pod: &Pod| {
         let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());

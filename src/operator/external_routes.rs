@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::api::cluster::{EntranceStatus, ExternalGate};
+use crate::config::ServerKind;
 use crate::desired::expose::{Entrance, Exposure};
 use crate::prober::{ClientAddress, DialTarget, ExternalPlan, ServiceRoute, TlsTrust};
 use crate::protocol::Transport;
@@ -65,11 +66,15 @@ fn list_routes(
 ) -> Vec<ServiceRoute> {
     let (hosts, addresses) = (&exposure.hosts, &entrance.addresses);
     let count = if addresses.is_empty() { 0 } else { hosts.len().max(addresses.len()) };
-    let behind = inputs.services.iter().filter(|service| {
-        service.transports.iter().any(|transport| exposure.servers.contains(&transport.server_kind()))
-    });
+    let servers: Vec<ServerKind> = exposure.paths().into_iter().map(|(_, server)| server).collect();
+    let behind = inputs
+        .services
+        .iter()
+        .filter(|service| service.transports.iter().any(|transport| servers.contains(&transport.server_kind())));
     let behind: Vec<&ServiceRoute> = behind.collect();
-    let transports: Vec<Transport> = behind.iter().flat_map(|service| service.transports.iter().copied()).collect();
+    let mut transports: Vec<Transport> = behind.iter().flat_map(|service| service.transports.iter().copied()).collect();
+    // A publish is the same whatever the transport of its receiver.
+    transports.truncate(if exposure.is_http_api { 1 } else { transports.len() });
     let serving = !behind.is_empty() && behind.iter().all(|service| service.serving);
     let route = |number: usize| {
         let (host, address) = (&hosts[number % hosts.len()], &addresses[number % addresses.len()]);
@@ -77,14 +82,21 @@ fn list_routes(
             Ok(ip) => DialTarget::Socket(SocketAddr::new(ip, entrance.port)),
             Err(_) => DialTarget::Name(address.clone(), entrance.port),
         };
+        let address = ClientAddress {
+            target: target.clone(),
+            host: Some(host.clone()),
+            tls: trust.cloned(),
+            base_path: exposure.base_path.clone().unwrap_or_default(),
+        };
+        // Clients of the HTTP API are backends: the session that hears the publish enters through the Service.
+        let (public, api) = match behind.first().filter(|_| exposure.is_http_api) {
+            Some(service) => (service.public.clone(), Some(address)),
+            None => (address, None),
+        };
         ServiceRoute {
             name: format!("{host} at {target}"),
-            public: ClientAddress {
-                target,
-                host: Some(host.clone()),
-                tls: trust.cloned(),
-                base_path: exposure.base_path.clone().unwrap_or_default(),
-            },
+            public,
+            api,
             transports: transports.clone(),
             serving,
             has_large_events: has_web_acl(exposure),
@@ -103,7 +115,6 @@ fn has_web_acl(exposure: &Exposure) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ServerKind;
     use crate::operator::exposure_status::tests::cluster;
 
     fn trust() -> TlsTrust {
@@ -119,6 +130,7 @@ mod tests {
         ServiceRoute {
             name: format!("Service eu-{server}"),
             public: ClientAddress::plain(([198, 18, 0, 9], 80).into()),
+            api: None,
             transports: carried.collect(),
             serving,
             has_large_events: false,
@@ -171,6 +183,25 @@ mod tests {
             assert!(found.routes.iter().all(|route| route.transports == [Transport::Websocket] && route.serving));
             assert!(found.routes.iter().all(|route| route.has_large_events && route.public.base_path == "/rt"));
             assert_eq!(found.pending.is_empty(), !addresses.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_publish_at_the_host_of_the_http_api_is_heard_through_the_service_behind_it() {
+        let api =
+            "  httpAPI: { host: api.test, expose: { type: Gateway, controller: Other, parentRefs: [{ name: g }] } }\n";
+        for (extra, server, transport) in [
+            ("", ServerKind::Websocket, Transport::Websocket),
+            ("  websocket: { state: Disabled }\n", ServerKind::Sockjs, Transport::XhrStreaming),
+        ] {
+            let found = plan(&format!("{extra}{api}"), &[entrance(&["api.test"], &["192.0.2.1"], "")], true);
+            let [route] = found.routes.as_slice() else { panic!("{:?}", found.routes) };
+            assert_eq!(route.name, "api.test at 192.0.2.1:443");
+            assert_eq!((route.transports.as_slice(), route.serving), ([transport].as_slice(), true));
+            assert_eq!(route.public, service(server, true).public);
+            let address = route.api.as_ref().expect("an address of the HTTP API");
+            assert_eq!((address.host.as_deref(), address.tls.is_some()), (Some("api.test"), true));
+            assert!(address.base_path.is_empty());
         }
     }
 

@@ -40,6 +40,7 @@ pub fn find_service_routes(
             )),
             transports: transports.iter().copied().filter(|transport| transport.server_kind() == server).collect(),
             serving: address.is_some() && !current.is_empty() && former.is_empty(),
+            api: None,
             has_large_events: false,
         }
     };

@@ -13,10 +13,11 @@ use super::clients::target::{SessionTarget, resolve_targets};
 use super::control_journey::ControlJourney;
 use super::diagnose::{MissingWebhook, diagnose_missing_webhook};
 use super::expected_webhooks::{CLIENT_EVENT_NAME, webhooks_of_joining, webhooks_of_leaving};
-use super::http_publish::{HttpPublish, PUBLISHED_EVENT_NAME, publish_over_http};
+use super::http_publish::{HttpPublish, PUBLISHED_EVENT_NAME, explain_large_event, publish_over_http};
 use super::nonce::JourneyChannels;
 use super::observe::PodObserver;
 use super::progress::{HopCallback, HopResult};
+use super::public_api::PublicApi;
 use super::read_back::{SoughtRecord, StreamReadBack};
 use super::receiver::{ReceivedWebhook, WebhookClaim, WebhookReceiver};
 use super::{DispatcherPod, EdgePod, Entrance, ProbePlan};
@@ -204,24 +205,16 @@ async fn run_hops(
         }
         None => log.record_not_applicable(Hop::FanOut),
     }
+    if let Some(address) = &entrance.api {
+        let (app, entrance, timeout) = (&plan.app, entrance.name.as_str(), plan.policy.timeout);
+        PublicApi { app, entrance, address, channels, turn: route.turn, timeout }.prove(&mut client).await?;
+    }
     let senders = if plan.webhooks {
         await_webhooks(context, route, &client, claim, log, deadline).await?
     } else {
         BTreeSet::new()
     };
     Ok((client, senders))
-}
-
-/// Names the web ACL that refuses large bodies as a possible cause.
-fn explain_large_event(broken: BrokenHop, channels: &JourneyChannels) -> BrokenHop {
-    if channels.padding_bytes == 0 {
-        return broken;
-    }
-    let detail = format!(
-        "{}; the event has {} bytes, and the rule SizeRestrictions_BODY of a web ACL refuses bodies above 8 KB",
-        broken.detail, channels.padding_bytes
-    );
-    BrokenHop { detail, ..broken }
 }
 
 /// Several sessions over connections of their own, all of which must come up: through a Service, which may lead each to
@@ -334,12 +327,16 @@ async fn check_fan_out(
         error = refused => return Err(error),
     };
     arrived.map_err(|error| companion.fan_out_failure(error, &missed("client event")))?;
-    // Load balancers lead to no HTTP API: the second session's pod takes the publish then.
+    // Load balancers of clients lead to no HTTP API: the second session's pod takes the publish then.
     let own = entrance.public.target.to_string();
+    let address = if entrance.is_external { companion.public.to_string() } else { own };
     let publish = HttpPublish {
         entrance: &entrance.name,
-        address: if entrance.is_external { companion.public.to_string() } else { own },
+        is_external: false,
+        url: format!("http://{address}"),
         channel: &channels.presence,
+        event: PUBLISHED_EVENT_NAME,
+        data: "{}",
         timeout: context.plan.policy.timeout,
     };
     publish_over_http(&context.http, &context.plan.app, publish).await?;

@@ -245,6 +245,7 @@ mod tests {
         let path = ServiceRoute {
             name: "path".into(),
             public: ClientAddress::plain(a.public),
+            api: None,
             transports: vec![ws],
             serving: true,
             has_large_events: false,

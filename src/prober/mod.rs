@@ -26,6 +26,7 @@ mod observe;
 mod plan;
 mod pod_tour;
 mod progress;
+mod public_api;
 mod read_back;
 mod receiver;
 mod requested_round;
@@ -82,6 +83,8 @@ pub struct ServiceRoute {
     pub name: String,
     /// The address that clients connect to.
     pub public: ClientAddress,
+    /// The address of the HTTP API, for a load balancer that leads to it alone.
+    pub api: Option<ClientAddress>,
     /// The transports that the pods behind the Service serve.
     pub transports: Vec<Transport>,
     /// Whether an admitted pod is behind the Service. Until then no journey through it is expected to pass.
@@ -129,6 +132,8 @@ pub(crate) struct Entrance {
     pub name: String,
     /// The address that clients connect to.
     pub public: ClientAddress,
+    /// The address of the HTTP API, if the entry point is in front of it alone.
+    pub api: Option<ClientAddress>,
     /// The admin listener of the one pod that it is; `None` for a path, behind which there may be any.
     pub admin: Option<SocketAddr>,
     /// Whether it is a load balancer.
@@ -149,6 +154,7 @@ impl From<&EdgePod> for Entrance {
         Self {
             name: edge.pod.clone(),
             public: ClientAddress::plain(edge.public),
+            api: None,
             admin: Some(edge.admin),
             is_external: false,
             has_large_events: false,
@@ -161,6 +167,7 @@ impl From<&ServiceRoute> for Entrance {
         Self {
             name: path.name.clone(),
             public: path.public.clone(),
+            api: path.api.clone(),
             admin: None,
             is_external: false,
             has_large_events: path.has_large_events,

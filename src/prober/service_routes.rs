@@ -45,6 +45,7 @@ mod tests {
             public: ClientAddress::plain(([127, 0, 0, 1], 1).into()),
             transports: vec![],
             serving,
+            api: None,
             has_large_events: false,
         };
         let (mut paths, start) = (RouteTracker::default(), Instant::now());

@@ -8,6 +8,9 @@ use super::{Secret, signature};
 /// Bounds the deviation of a request's clock, in seconds in both directions, as Pusher documents it.
 pub const CLOCK_SKEW_MAX_SECONDS: u64 = 600;
 
+/// Answer to a request for an app that the server does not know, with status 404.
+pub const UNKNOWN_APP_ANSWER: &str = "there is no app with this id";
+
 /// A request as it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct RestRequest<'a> {

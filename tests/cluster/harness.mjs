@@ -445,11 +445,11 @@ after(async () => {
 let started = 0;
 
 /** A process that ends with this one, unless the cluster is kept; `kubernetes down` ends it too. */
-function start(name, command, args) {
+export function start(name, command, args, { env = process.env } = {}) {
   started += 1;
   const label = `${name}-${process.pid}-${started}`;
   const log = openSync(`${DIR}/log/${label}.log`, "w");
-  const options = { stdio: ["ignore", log, log], detached: KEEP };
+  const options = { stdio: ["ignore", log, log], detached: KEEP, env };
   const child = KEEP ? spawn(command, args, options) : spawnBound(command, args, options);
   closeSync(log);
   if (KEEP) child.unref();

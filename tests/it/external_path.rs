@@ -116,10 +116,17 @@ fn route(front: SocketAddr, trust: &TlsTrust, server: ServerKind) -> ServiceRout
             tls: Some(trust.clone()),
             base_path: String::new(),
         },
+        api: None,
         transports: carried.collect(),
         serving: true,
         has_large_events: true,
     }
+}
+
+/// A path to the HTTP API behind a front, whose listener enters at the pod itself.
+fn api_route(front: SocketAddr, trust: &TlsTrust, pod: SocketAddr) -> ServiceRoute {
+    let route = route(front, trust, ServerKind::Websocket);
+    ServiceRoute { api: Some(route.public.clone()), public: ClientAddress::plain(pod), ..route }
 }
 
 /// Replaces the paths from outside in the running plan.
@@ -208,5 +215,46 @@ async fn a_front_is_proven_by_journeys_and_its_faults_have_reasons() {
     set_routes(&rehearsal, ExternalGate::Required, vec![route(closed, &trust, ServerKind::Websocket)]);
     let verdict = wait_for_external(&mut rehearsal, false, ("Unknown", Reason::NotReachableFromHere)).await;
     assert_eq!(verdict.reason, Reason::NotReachableFromHere);
+    rehearsal.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_of_the_http_api_is_proven_by_publishes_and_its_faults_have_reasons() {
+    let mut rehearsal = start_from(MANIFEST, &[], BTreeMap::new()).await;
+    assert_eq!(rehearsal.refusals, [], "every server starts");
+    let authority = Authority::new();
+    let trust = trust(&authority);
+    let pod = rehearsal.serving.websocket.expect("a websocket pod");
+    let names = format!("DNS:{HOST}");
+    let right = TlsFront::start(&authority, &names, pod).await;
+    let good = || vec![api_route(right.address, &trust, pod)];
+    set_routes(&rehearsal, ExternalGate::Required, good());
+    let verdict = wait_for_external(&mut rehearsal, true, ("True", Reason::Proven)).await;
+    let message = verdict.external.expect("a result").message;
+    assert!(message.starts_with("1 journey passes through "), "{message}");
+
+    let wrong = TlsFront::start(&authority, "DNS:other.front.test", pod).await;
+    set_routes(&rehearsal, ExternalGate::Auto, vec![api_route(wrong.address, &trust, pod)]);
+    wait_for_external(&mut rehearsal, false, ("False", Reason::CertificateInvalid)).await;
+
+    // A web ACL that refuses bodies above 8 KB.
+    let limited = TlsFront::start_with(&authority, &names, pod, Some(8 << 10)).await;
+    set_routes(&rehearsal, ExternalGate::Auto, vec![api_route(limited.address, &trust, pod)]);
+    let verdict = wait_for_external(&mut rehearsal, false, ("False", Reason::PublishRejected)).await;
+    assert!(
+        verdict.message.contains("answered 403") && verdict.message.contains("SizeRestrictions_BODY"),
+        "{}",
+        verdict.message
+    );
+
+    // Another cluster behind the host does not know the key.
+    let other = start_from(MANIFEST, &[], BTreeMap::new()).await;
+    let front = TlsFront::start(&authority, &names, other.serving.websocket.expect("a pod")).await;
+    set_routes(&rehearsal, ExternalGate::Auto, vec![api_route(front.address, &trust, pod)]);
+    wait_for_external(&mut rehearsal, false, ("False", Reason::WrongCluster)).await;
+    other.stop().await;
+
+    set_routes(&rehearsal, ExternalGate::Auto, good());
+    wait_for_external(&mut rehearsal, true, ("True", Reason::Proven)).await;
     rehearsal.stop().await;
 }

@@ -32,6 +32,18 @@ const TUNED_FRONT: ExposeDefaults =
     ExposeDefaults { activity_timeout_seconds: Some(120), keep_alive_seconds: Some(240), ..FOREIGN_FRONT };
 
 impl ExposeDefaults {
+    /// The defaults behind an entrance and that of the HTTP API, which is in front of the same pods: pods are registered and
+    /// deregistered at both.
+    #[must_use]
+    pub fn extend_to_api(self, api: Option<&ExposeSpec>) -> Self {
+        let other = Self::of_entrance(api);
+        Self {
+            hold_seconds: self.hold_seconds.max(other.hold_seconds),
+            min_ready_seconds: self.min_ready_seconds.max(other.min_ready_seconds),
+            ..self
+        }
+    }
+
     /// The defaults behind an entrance; `None` for a Service within the Kubernetes cluster.
     #[must_use]
     pub fn of_entrance(spec: Option<&ExposeSpec>) -> Self {

@@ -26,13 +26,18 @@ pub const TLS_PORT: u16 = 443;
 /// Port of a load balancer that ends none.
 pub const PLAIN_PORT: u16 = 80;
 
+/// Paths of the HTTP API; the second is that of Pusher's SDK for Python, which terminates a user's connections there.
+const HTTP_API_PATHS: [&str; 2] = ["/apps", "/users"];
+
 /// An entrance for clients outside the Kubernetes cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposure {
     /// Server after which the objects are named.
     pub server: ServerKind,
-    /// Servers that clients reach through it, as clients ask for them.
+    /// Servers that clients reach through it, as clients ask for them; none for the HTTP API.
     pub servers: Vec<ServerKind>,
+    /// Whether it leads backends to the HTTP API, and nobody else.
+    pub is_http_api: bool,
     /// Hosts, the canonical one last.
     pub hosts: Vec<String>,
     /// The object and its product.
@@ -155,6 +160,27 @@ impl Exposure {
     pub fn path_of(&self, server: ServerKind) -> String {
         let path = if server == ServerKind::Sockjs { "/pusher" } else { "/app" };
         format!("{}{path}", self.base_path.as_deref().unwrap_or_default())
+    }
+
+    /// Public paths with the server behind each: those of clients, or those of the HTTP API.
+    #[must_use]
+    pub fn paths(&self) -> Vec<(String, ServerKind)> {
+        if self.is_http_api {
+            return HTTP_API_PATHS.map(|path| (path.to_owned(), self.server)).into();
+        }
+        self.servers.iter().map(|asked| (self.path_of(*asked), *asked)).collect()
+    }
+
+    /// Name of the exposed part, which ends the names of its objects.
+    #[must_use]
+    pub fn part_name(&self) -> &'static str {
+        if self.is_http_api { "api" } else { self.server.name() }
+    }
+
+    /// Field of the manifest that the entrance is described by.
+    #[must_use]
+    pub fn manifest_field(&self) -> &'static str {
+        if self.is_http_api { "httpAPI" } else { self.server.name() }
     }
 
     /// Whether clients use TLS: at the object itself, or at a front that the operator does not see, for which TLS is assumed.

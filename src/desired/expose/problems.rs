@@ -3,7 +3,7 @@
 use super::Exposure;
 use super::annotations::is_rendered_key;
 use crate::api::cluster::{EdgeServer, ServerLayout};
-use crate::api::expose::ExposeType;
+use crate::api::expose::{ExposeSpec, ExposeType};
 use crate::api::{EnabledState, RealtimeClusterSpec};
 use crate::config::Release;
 use crate::desired::kubernetes_names::{is_dns_label, is_label_value, is_qualified_name};
@@ -22,9 +22,13 @@ pub fn find_expose_problems(
         let found = find_server_problems(edge, release);
         problems.extend(found.into_iter().map(|(field, message)| (format!("spec.{name}.{field}"), message)));
     }
+    if let Some(api) = &spec.http_api {
+        let found = find_host_problem("host", &api.host).into_iter().chain(find_object_problems(&api.expose, release));
+        problems.extend(found.map(|(field, message)| (format!("spec.httpAPI.{field}"), message)));
+    }
     for exposure in exposures {
         for key in exposure.annotations.keys().filter(|key| is_rendered_key(exposure, key)) {
-            let path = format!("spec.{}.expose.annotations", exposure.server);
+            let path = format!("spec.{}.expose.annotations", exposure.manifest_field());
             problems.push((path, format!("has `{key}`, which the operator renders: remove it")));
         }
     }
@@ -33,18 +37,22 @@ pub fn find_expose_problems(
 }
 
 fn find_server_problems(edge: &EdgeServer, release: Release) -> Vec<(String, String)> {
-    let mut problems = Vec::new();
     let entrance = &edge.entrance;
     let hosts = entrance.hosts.iter().map(|host| ("hosts", host));
-    for (field, host) in hosts.chain(entrance.canonical_host.iter().map(|host| ("canonicalHost", host))) {
-        if !is_host_name(host) {
-            problems.push((
-                field.to_owned(),
-                format!("has `{host}`, which is no DNS name: write one such as ws.example.com"),
-            ));
-        }
-    }
-    let Some(expose) = &entrance.expose else { return problems };
+    let hosts = hosts.chain(entrance.canonical_host.iter().map(|host| ("canonicalHost", host)));
+    let problems = hosts.filter_map(|(field, host)| find_host_problem(field, host));
+    let of_object = entrance.expose.iter().flat_map(|expose| find_object_problems(expose, release));
+    problems.chain(of_object).collect()
+}
+
+fn find_host_problem(field: &str, host: &str) -> Option<(String, String)> {
+    let message = format!("has `{host}`, which is no DNS name: write one such as ws.example.com");
+    (!is_host_name(host)).then(|| (field.to_owned(), message))
+}
+
+/// Finds the problems of the object that leads clients, each as path below the server and message.
+fn find_object_problems(expose: &ExposeSpec, release: Release) -> Vec<(String, String)> {
+    let mut problems = Vec::new();
     for range in &expose.source_ranges {
         if range.parse::<ipnet::IpNet>().is_err() {
             let message = format!("has `{range}`: write a network such as 203.0.113.0/24");

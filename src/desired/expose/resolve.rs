@@ -41,7 +41,22 @@ pub fn resolve_exposures(cluster: &RealtimeCluster, servers: &[ValidServer], rel
             None => exposures.push(exposure),
         }
     }
+    exposures.extend(resolve_http_api(cluster, servers, release));
     exposures
+}
+
+/// Resolves the exposure of the HTTP API, which each edge serves: that of `websocket` if there is one.
+fn resolve_http_api(cluster: &RealtimeCluster, servers: &[ValidServer], release: Release) -> Option<Exposure> {
+    let api = cluster.spec.http_api.as_ref()?;
+    let asked = [ServerKind::Websocket, ServerKind::Sockjs]
+        .into_iter()
+        .find(|asked| servers.iter().any(|server| server.kind.serves_as(*asked)))?;
+    let server = servers.iter().find(|server| server.kind.serves_as(asked))?;
+    let hosts = vec![api.host.clone()];
+    let entrance = resolve_entrance(&api.expose, api.tls.as_ref());
+    let exposure = resolve_object(Some(&api.expose), entrance, (asked, server), release)?;
+    let records = resolve_records(cluster, &hosts);
+    Some(Exposure { servers: vec![], is_http_api: true, base_path: None, hosts, records, ..exposure })
 }
 
 /// The servers that clients ask for, with their settings: those of `websocket` for both, if one server is both.
@@ -65,16 +80,31 @@ fn resolve_exposure(
     if entrance == Entrance::ClusterIp && hosts.is_empty() {
         return None;
     }
+    let exposure = resolve_object(expose.as_ref(), entrance, (asked, server), release)?;
+    Some(Exposure {
+        hosts: hosts.iter().chain(canonical_host).cloned().collect(),
+        records: resolve_records(cluster, hosts),
+        ..exposure
+    })
+}
+
+/// Resolves the object in front of a server, without hosts.
+fn resolve_object(
+    spec: Option<&ExposeSpec>,
+    entrance: Entrance,
+    (asked, server): (ServerKind, &ValidServer),
+    release: Release,
+) -> Option<Exposure> {
     let settings = server.edge()?;
     let wanted = settings.load_balancer.activity_timeout_seconds;
     let activity = wanted.map_or(DEFAULT_ACTIVITY_TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
     let knows_variable = release >= Release::LOAD_BALANCER_SETTINGS;
     let activity = if knows_variable { activity } else { FORMER_ACTIVITY_TIMEOUT };
-    let spec = expose.as_ref();
     Some(Exposure {
         server: asked,
         servers: vec![asked],
-        hosts: hosts.iter().chain(canonical_host).cloned().collect(),
+        is_http_api: false,
+        hosts: vec![],
         entrance,
         timing: ExposureTiming { activity, drain: settings.drain },
         base_path: settings.load_balancer.base_path.clone(),
@@ -82,7 +112,7 @@ fn resolve_exposure(
         source_ranges: spec.map(|spec| spec.source_ranges.clone()).unwrap_or_default(),
         annotations: spec.map(|spec| spec.annotations.clone()).unwrap_or_default(),
         labels: spec.map(|spec| spec.labels.clone()).unwrap_or_default(),
-        records: resolve_records(cluster, hosts),
+        records: DnsRecords::Manual,
     })
 }
 
@@ -122,6 +152,11 @@ pub fn find_published_hosts(cluster: &RealtimeCluster) -> Vec<String> {
                 published.push(host.clone());
             }
         }
+    }
+    if let (Some(api), Some((serving, _))) = (&cluster.spec.http_api, enabled.clone().next())
+        && (status.published_hosts.contains(&api.host) || passes(*serving))
+    {
+        published.push(api.host.clone());
     }
     published
 }

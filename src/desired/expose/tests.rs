@@ -66,6 +66,19 @@ const COMBINATIONS: [(&str, &str); 15] = [
     ),
 ];
 
+/// The HTTP API by each object that leads to it.
+const API_COMBINATIONS: [(&str, &str); 3] = [
+    ("api-eks-alb", "expose: { type: EKSALB, controller: AWSLoadBalancerController, scheme: Internal }"),
+    (
+        "api-ingress-f5-nginx",
+        "tls: { certificateRefs: [{ name: api-tls }] }, expose: { type: Ingress, controller: F5Nginx, className: nginx }",
+    ),
+    (
+        "api-gateway-envoy-gateway",
+        "expose: { type: Gateway, controller: EnvoyGateway, parentRefs: [{ name: public, namespace: gateways }] }",
+    ),
+];
+
 /// The list of rendered keys: product, key, source, date.
 const KNOWN_KEYS: &str = include_str!("../../../tests/fixtures/exposure_keys.txt");
 
@@ -76,6 +89,11 @@ fn manifest(extra: &str) -> RealtimeCluster {
 /// A manifest whose WebSocket server has these fields.
 fn with_websocket(fields: &str) -> RealtimeCluster {
     manifest(&format!("  websocket: {{ {fields} }}\n"))
+}
+
+/// A manifest whose HTTP API has these fields, and a host.
+fn with_api(fields: &str) -> RealtimeCluster {
+    manifest(&format!("  httpAPI: {{ host: api.example.com, {fields} }}\n"))
 }
 
 fn check(cluster: &RealtimeCluster) -> Result<ValidCluster, Vec<ManifestProblem>> {
@@ -131,16 +149,23 @@ fn every_type_renders_its_objects_as_they_are_committed() {
             assert_eq!(name, "cluster-ip", "the one type without an object");
             continue;
         }
-        let documents = objects.iter().map(|object| yaml_document(object).expect("YAML"));
-        let text = format!("---\n{}", documents.collect::<Vec<_>>().join("---\n"));
-        let path = format!("{}/tests/golden/exposure/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::create_dir_all(format!("{}/tests/golden/exposure", env!("CARGO_MANIFEST_DIR"))).expect("a folder");
-            std::fs::write(&path, &text).expect("written");
-        }
-        let committed = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(text, committed, "{path}: UPDATE_GOLDEN=1 writes it");
+        compare_with_golden(name, &objects);
     }
+    for (name, fields) in API_COMBINATIONS {
+        compare_with_golden(name, &entrance_objects(&rendered(&with_api(fields))));
+    }
+}
+
+fn compare_with_golden(name: &str, objects: &[Value]) {
+    let documents = objects.iter().map(|object| yaml_document(object).expect("YAML"));
+    let text = format!("---\n{}", documents.collect::<Vec<_>>().join("---\n"));
+    let path = format!("{}/tests/golden/exposure/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(format!("{}/tests/golden/exposure", env!("CARGO_MANIFEST_DIR"))).expect("a folder");
+        std::fs::write(&path, &text).expect("written");
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, committed, "{path}: UPDATE_GOLDEN=1 writes it");
 }
 
 /// Every annotation, attribute and field of a policy: `PRODUCT KEY`.
@@ -314,7 +339,7 @@ fn equal_hosts_share_one_object_with_a_path_for_each_server() {
             (path["path"].as_str().expect("a path"), name.as_str().expect("a Service"))
         })
         .collect();
-    assert_eq!(paths, [("/rt/app", "eu-websocket"), ("/rt/pusher", "eu-sockjs")]);
+    assert_eq!(paths, [("/rt/app/", "eu-websocket"), ("/rt/pusher/", "eu-sockjs")]);
     let apart = |host: &str| {
         format!("hosts: [{host}], expose: {{ type: Gateway, controller: Other, parentRefs: [{{ name: g }}] }}")
     };
@@ -390,6 +415,52 @@ fn a_host_of_two_servers_is_published_once_both_are_proven() {
     states[3].1 = TransportState::Unknown;
     cluster.status = Some(status(&states, &[]));
     assert_eq!(find_published_hosts(&cluster), [""; 0]);
+}
+
+#[test]
+fn the_http_api_alone_is_led_to_and_published_once_its_server_is_proven() {
+    let mut cluster = with_api(API_COMBINATIONS[1].1);
+    let ingress = |cluster: &RealtimeCluster| find(&rendered(cluster), "Ingress", "eu-api").clone();
+    let rules = &ingress(&cluster)["spec"]["rules"];
+    assert_eq!(rules[0]["host"], "api.example.com");
+    let paths = rules[0]["http"]["paths"].as_array().expect("paths");
+    let paths: Vec<_> = paths.iter().map(|path| (&path["path"], &path["backend"]["service"]["name"])).collect();
+    let (api, users, service) = (Value::from("/apps/"), Value::from("/users/"), Value::from("eu-websocket"));
+    assert_eq!(paths, [(&api, &service), (&users, &service)]);
+    let controller = |cluster: &RealtimeCluster| annotations(&ingress(cluster))[DNS_CONTROLLER_KEYS[0]].clone();
+    assert_eq!(controller(&cluster), "realtime-operator");
+    cluster.status = Some(status(&[(Transport::Websocket, TransportState::Failing)], &[]));
+    assert_eq!(find_published_hosts(&cluster), [""; 0]);
+    cluster.status = Some(status(&[(Transport::Websocket, TransportState::Passing)], &[]));
+    assert_eq!(find_published_hosts(&cluster), ["api.example.com"]);
+    cluster.status = Some(status(&[(Transport::Websocket, TransportState::Failing)], &["api.example.com"]));
+    assert_eq!(controller(&cluster), "dns-controller");
+    let fallbacks = manifest(
+        "  websocket: { state: Disabled }\n  httpAPI: { host: api.example.com, expose: { type: Ingress, controller: Other } }\n",
+    );
+    assert_eq!(ingress(&fallbacks)["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"], "eu-sockjs");
+}
+
+#[test]
+fn pods_behind_a_load_balancer_of_the_http_api_wait_for_it_too() {
+    let edges = |cluster: &RealtimeCluster| {
+        let cluster = valid(cluster);
+        let edges: Vec<_> = cluster.servers.iter().filter_map(|server| server.edge().cloned()).collect();
+        edges.iter().map(|edge| (edge.drain.hold.as_secs(), edge.min_ready_seconds)).collect::<Vec<_>>()
+    };
+    assert_eq!(edges(&with_api(API_COMBINATIONS[0].1)), [(30, 60), (15, 0)]);
+    assert_eq!(edges(&with_api(API_COMBINATIONS[1].1)), [(15, 0), (15, 0)]);
+}
+
+#[test]
+fn a_load_balancer_of_the_http_api_stays_under_its_host() {
+    let alb = with_api(API_COMBINATIONS[0].1);
+    let ingress = with_api(API_COMBINATIONS[1].1);
+    assert!(ingress.validate_cel_update(&alb).is_err());
+    let mut renamed = ingress.clone();
+    renamed.spec.http_api.as_mut().expect("an HTTP API").host = "other.example.com".to_owned();
+    assert!(renamed.validate_cel_update(&alb).is_ok());
+    assert!(manifest("").validate_cel_update(&alb).is_ok(), "without it, nobody uses the host");
 }
 
 #[test]

@@ -36,7 +36,7 @@ const ENVOY_IDLE_TIMEOUT: &str = "60s";
 /// Name of the Ingress, the route and the policies of an exposure.
 #[must_use]
 pub fn entrance_name(cluster: &str, exposure: &Exposure) -> String {
-    format!("{cluster}-{}", exposure.server)
+    format!("{cluster}-{}", exposure.part_name())
 }
 
 /// Name of the Service of an exposure with a load balancer. It is not the one within the Kubernetes cluster, whose port and
@@ -115,8 +115,9 @@ pub(super) fn render_ingresses(cluster: &ValidCluster) -> Vec<Ingress> {
 }
 
 fn render_ingress_paths(cluster: &ValidCluster, exposure: &Exposure) -> Vec<HTTPIngressPath> {
-    let path = |asked: &ServerKind| HTTPIngressPath {
-        path: Some(exposure.path_of(*asked)),
+    let path = |(path, asked): (String, ServerKind)| HTTPIngressPath {
+        // Traefik takes a prefix as text by default: without the slash, `/app` of the clients would lead `/apps` there, too.
+        path: Some(format!("{path}/")),
         path_type: "Prefix".to_owned(),
         backend: IngressBackend {
             service: Some(IngressServiceBackend {
@@ -126,16 +127,16 @@ fn render_ingress_paths(cluster: &ValidCluster, exposure: &Exposure) -> Vec<HTTP
             resource: None,
         },
     };
-    exposure.servers.iter().map(path).collect()
+    exposure.paths().into_iter().map(path).collect()
 }
 
 /// Renders the routes of Gateways.
 pub(super) fn render_routes(cluster: &ValidCluster) -> Vec<Value> {
     let routes = cluster.exposures.iter().filter_map(|exposure| {
         let Entrance::Gateway(_, parents) = &exposure.entrance else { return None };
-        let rule = |asked: &ServerKind| {
+        let rule = |(path, asked): (String, ServerKind)| {
             json!({
-                "matches": [{ "path": { "type": "PathPrefix", "value": exposure.path_of(*asked) } }],
+                "matches": [{ "path": { "type": "PathPrefix", "value": path } }],
                 "backendRefs": [{ "name": child_name(cluster, asked.name()), "port": SERVICE_PORT, "weight": 1 }],
                 // A socket and a stream have no end; Envoy's own limit is 15 s.
                 "timeouts": { "request": "0s", "backendRequest": "0s" },
@@ -144,7 +145,7 @@ pub(super) fn render_routes(cluster: &ValidCluster) -> Vec<Value> {
         let spec = json!({
             "parentRefs": parents.iter().map(render_parent).collect::<Vec<_>>(),
             "hostnames": exposure.hosts,
-            "rules": exposure.servers.iter().map(rule).collect::<Vec<_>>(),
+            "rules": exposure.paths().into_iter().map(rule).collect::<Vec<_>>(),
         });
         let metadata = exposure_metadata(cluster, exposure, &spec);
         Some(json!({ "apiVersion": GATEWAY_API_VERSION, "kind": "HTTPRoute", "metadata": metadata, "spec": spec }))
@@ -223,7 +224,9 @@ fn render_policies(
 
 /// Metadata of an object that carries hosts: annotations of its controller and of external-dns, and those of the manifest.
 fn exposure_metadata(cluster: &ValidCluster, exposure: &Exposure, spec: &Value) -> ObjectMeta {
-    let services: Vec<String> = exposure.servers.iter().map(|asked| child_name(cluster, asked.name())).collect();
+    let mut services: Vec<String> =
+        exposure.paths().iter().map(|(_, asked)| child_name(cluster, asked.name())).collect();
+    services.dedup();
     let own = entrance_annotations(exposure, &services).into_iter().chain(dns_annotations(exposure));
     let annotations: BTreeMap<String, String> = exposure.annotations.clone().into_iter().chain(own).collect();
     let mut metadata = child_metadata(cluster, entrance_name(&cluster.name, exposure), exposure.server.name());

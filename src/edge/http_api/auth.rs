@@ -128,7 +128,7 @@ impl RequestHead {
         let registry = shared.apps.current();
         let app = registry
             .by_id(&AppId::from(id))
-            .ok_or_else(|| (StatusCode::NOT_FOUND, "there is no app with this id".to_owned()))?;
+            .ok_or_else(|| (StatusCode::NOT_FOUND, rest::UNKNOWN_APP_ANSWER.to_owned()))?;
         self.verify_signature(app, has_body)
     }
 

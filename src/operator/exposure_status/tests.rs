@@ -52,6 +52,13 @@ fn the_options_of_pusher_js_name_the_hosts_and_ports_of_both_servers() {
     let one = of("  websocket: { state: Disabled }\n  sockjs: { hosts: [sj.test] }\n");
     assert_eq!(one["clientOptions"]["enabledTransports"], json!(["xhr_streaming", "xhr_polling"]));
     assert_eq!(one["api"], "http://eu-sockjs.channels.svc:80");
+    assert!(one["publicAPI"].is_null());
+    let api = |tls: &str| {
+        of(&format!("  httpAPI: {{ host: api.test, {tls}expose: {{ type: Ingress, controller: Other }} }}\n"))
+    };
+    assert_eq!(api("tls: { certificateRefs: [{ name: api-tls }] }, ")["publicAPI"], "https://api.test");
+    assert_eq!(api("")["publicAPI"], "http://api.test");
+    assert!(api("")["clientOptions"].is_null(), "clients have no host");
 }
 
 #[test]
