@@ -193,24 +193,29 @@ async fn receive_webhook(
         return StatusCode::BAD_REQUEST;
     };
     let sender = peer.ip().to_canonical();
-    // The events of one body are of one app, so that its signature is verified once.
-    let mut verified: Option<(AppId, Result<(), String>)> = None;
+    // The events of one body are of one app, so that its signature is verified once, and once more for a control journey, which
+    // has another secret.
+    let mut verified: Option<(ProbeApp, Result<(), String>)> = None;
     for event in parsed.events {
         let Some(claim) = find_claim(&desk, &event) else {
             desk.unclaimed.fetch_add(1, Ordering::Relaxed);
             continue;
         };
         let authentic = match verified.take() {
-            Some((app, result)) if app == claim.app.id => result,
+            Some((app, result)) if is_same_app(&app, &claim.app) => result,
             _ => authenticate_webhook(&claim.app, &headers, &body),
         };
-        verified = Some((claim.app.id.clone(), authentic.clone()));
+        verified = Some((claim.app.clone(), authentic.clone()));
         // A journey that is over, or was flooded, needs no more; at-least-once delivery may repeat.
         if claim.sender.try_send(ReceivedWebhook { event, authentic, sender }).is_err() {
             desk.unclaimed.fetch_add(1, Ordering::Relaxed);
         }
     }
     StatusCode::OK
+}
+
+fn is_same_app(one: &ProbeApp, other: &ProbeApp) -> bool {
+    one.id == other.id && one.key == other.key && one.secret.expose() == other.secret.expose()
 }
 
 fn find_claim(desk: &ReceiverState, event: &WebhookEvent) -> Option<ClaimEntry> {
@@ -283,6 +288,11 @@ mod tests {
         let forged = next_event(&mut claim).await;
         assert!(forged.authentic.is_err_and(|error| error.contains("does not verify")));
         assert_eq!(receiver.unclaimed_count(), 3, "two of another nonce and the rubbish");
+        let mut first = receiver.claim_webhooks("n1", &probe_app("1", "k", "s"));
+        let mut control = receiver.claim_webhooks("n2", &probe_app("1", "k", "another"));
+        assert_eq!(post(&receiver, ("k", "s"), body).await, 200);
+        assert_eq!(next_event(&mut first).await.authentic, Ok(()));
+        assert!(next_event(&mut control).await.authentic.is_err(), "each event is verified by its own claim");
         shutdown.cancel();
     }
 
