@@ -23,7 +23,7 @@ pub struct CrdFile {
     pub object: Value,
 }
 
-/// Builds the CRDs that are installed, those whose controller runs.
+/// Builds the CRDs that are installed.
 ///
 /// # Errors
 /// Never for these types; the signature of `serde_json` requires one.
@@ -35,22 +35,17 @@ pub fn all_crds() -> Result<Vec<CrdFile>, serde_json::Error> {
             kind: "RealtimeCluster",
             object: finish_schema(&RealtimeCluster::crd())?,
         },
+        CrdFile {
+            file: "realtimemigrations.yaml",
+            kind: "RealtimeMigration",
+            object: finish_schema(&RealtimeMigration::crd())?,
+        },
     ])
-}
-
-/// Builds the CRD of moves, which commands read from files. No controller runs them yet, so that it is not installed: an
-/// object that nobody acts upon would promise a move.
-///
-/// # Errors
-/// As for [`all_crds`].
-fn migration_crd() -> Result<CrdFile, serde_json::Error> {
-    let object = finish_schema(&RealtimeMigration::crd())?;
-    Ok(CrdFile { file: "realtimemigrations.yaml", kind: "RealtimeMigration", object })
 }
 
 /// The schemas by kind, generated once: that takes 10 ms, and a file may hold thousands of objects.
 static SCHEMAS: LazyLock<BTreeMap<&'static str, Value>> = LazyLock::new(|| {
-    let crds = all_crds().unwrap_or_default().into_iter().chain(migration_crd());
+    let crds = all_crds().unwrap_or_default().into_iter();
     let schema = |object: &Value| object.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned();
     crds.filter_map(|crd| Some((crd.kind, schema(&crd.object)?))).collect()
 });

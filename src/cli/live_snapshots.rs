@@ -1,17 +1,13 @@
 //! Snapshots of the clusters that an API server has.
 
-use std::collections::BTreeMap;
-use std::str::FromStr;
-
 use k8s_openapi::api::apps::v1::Deployment;
+use kube::Client;
 use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt};
 
 use super::cluster_api::describe_error;
 use crate::api::RealtimeCluster;
-use crate::config::ServerKind;
-use crate::desired::render::COMPONENT_LABEL;
-use crate::migration::{ClusterSnapshot, EnvironmentTexts, ServerSnapshot, read_server};
+use crate::migration::{ClusterSnapshot, EnvironmentTexts, read_server};
+use crate::operator::{is_owned, read_owned_servers};
 
 /// Selects the Deployments of all clusters.
 pub const DEPLOYMENT_SELECTOR: &str = "app.kubernetes.io/name=realtime,app.kubernetes.io/managed-by=realtime-operator";
@@ -40,25 +36,6 @@ pub async fn read_snapshots(client: &Client, namespace: Option<&str>) -> Result<
             ClusterSnapshot::of_cluster(cluster, servers)
         })
         .collect())
-}
-
-/// Whether the cluster owns the Deployment.
-pub fn is_owned(deployment: &Deployment, cluster: &RealtimeCluster) -> bool {
-    let uid = cluster.uid().unwrap_or_default();
-    deployment.owner_references().iter().any(|owner| owner.uid == uid)
-}
-
-/// The servers of a cluster: the Deployments that it owns by their label, each read by `read`. One without a container is
-/// left out: it serves nobody.
-pub fn read_owned_servers<'a>(
-    owned: impl Iterator<Item = &'a Deployment>,
-    read: impl Fn(&Deployment) -> Result<ServerSnapshot, String>,
-) -> BTreeMap<ServerKind, ServerSnapshot> {
-    let server = |found: &Deployment| {
-        let kind = ServerKind::from_str(found.labels().get(COMPONENT_LABEL)?).ok()?;
-        Some((kind, read(found).ok()?))
-    };
-    owned.filter_map(server).collect()
 }
 
 fn select_api<K>(client: &Client, namespace: Option<&str>) -> Api<K>

@@ -60,6 +60,10 @@ pub struct Arguments {
     /// proven itself by then is not Ready
     #[arg(long, default_value = "15m", value_name = "TIME", value_parser = parse_inherited_max)]
     inherited_evidence_max: Duration,
+    /// Authoritative servers that moves ask about their hosts, separated by commas; by default those that the NS records of a
+    /// zone name. For a zone that the pod's resolver sees otherwise than clients do
+    #[arg(long, env = "ZONE_SERVERS", value_delimiter = ',', value_name = "ADDRESS:PORT")]
+    zone_servers: Vec<SocketAddr>,
     /// Log filter, such as `info` or `realtime_operator::operator=debug`
     #[arg(long, env = "LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -95,6 +99,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         admin,
         journeys_per_second,
         inherited_evidence_max,
+        zone_servers,
         log: _,
     } = arguments;
     let known_injectors = match read_known_injectors(known_injectors.as_deref()) {
@@ -117,6 +122,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         admin,
         journeys_per_second,
         inherited_evidence_max,
+        zone_servers,
     };
     match operator::run(settings, shutdown).await {
         Ok(()) => 0,

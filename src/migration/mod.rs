@@ -6,8 +6,10 @@
 //! should have. This room must not know clients or clocks, nor how objects are rendered.
 
 mod app_digest;
+mod fingerprint;
 mod markdown;
 mod outline;
+mod peer;
 mod preparation;
 mod record;
 mod review;
@@ -20,8 +22,10 @@ pub mod track;
 mod workload;
 
 pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
+pub use fingerprint::fingerprint_servers;
 pub use markdown::render_markdown;
 pub use outline::{MoveOutline, outline_move, render_outline};
+pub use peer::PeerExpectations;
 pub use preparation::{SourceConversion, render_conversion};
 pub use record::{WeightedRecord, endpoint_name};
 pub use review::{MigrationReview, ReviewOptions, review_migration};

@@ -97,43 +97,38 @@ impl ControllerContext {
     }
 
     /// Counts a failure and returns the back-off, which doubles with each consecutive failure.
-    pub fn count_failure(
-        &self,
-        controller: &'static str,
-        cluster: &RealtimeCluster,
-        error: &ReconcileError,
-    ) -> Duration {
+    pub fn count_failure<K: Resource>(&self, controller: &'static str, object: &K, error: &ReconcileError) -> Duration {
         let mut failures = lock_unpoisoned(&self.failures);
-        let count = failures.entry((controller, cluster_key(cluster))).or_default();
+        let count = failures.entry((controller, object_key(object))).or_default();
         let wait = error.backoff(*count);
         *count += 1;
         wait
     }
 
     /// Resets the back-off after a successful reconcile.
-    pub fn reset_failures(&self, controller: &'static str, cluster: &RealtimeCluster) {
+    pub fn reset_failures<K: Resource>(&self, controller: &'static str, object: &K) {
         let mut failures = lock_unpoisoned(&self.failures);
-        failures.remove(&(controller, cluster_key(cluster)));
+        failures.remove(&(controller, object_key(object)));
     }
 
-    /// Publishes a Kubernetes Event about a cluster, and logs it. An Event that cannot be written is only logged. Within some
+    /// Publishes a Kubernetes Event about an object, and logs it. An Event that cannot be written is only logged. Within some
     /// minutes an Event of the same reason and action keeps its first note.
-    pub async fn publish_event(
+    pub async fn publish_event<K: Resource<DynamicType = ()>>(
         &self,
-        cluster: &RealtimeCluster,
+        object: &K,
         kind: EventType,
         reason: &str,
         action: &str,
         note: String,
     ) {
-        publish_with(&self.recorder, cluster, kind, (reason, action), note).await;
+        publish_with(&self.recorder, object, kind, (reason, action), note).await;
     }
 
     /// Publishes a new Event for each call, so that every note is kept: the shared recorder would count it as a repetition of a
     /// former Event of the same reason and action. For changes only, since repetitions are written one by one.
-    pub async fn publish_change(
+    pub async fn publish_change<K: Resource<DynamicType = ()>>(
         &self,
-        cluster: &RealtimeCluster,
+        object: &K,
         kind: EventType,
         reason: &str,
         action: &str,
@@ -141,22 +136,22 @@ impl ControllerContext {
     ) {
         // A new recorder knows no former Event.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        publish_with(&recorder, cluster, kind, (reason, action), note).await;
+        publish_with(&recorder, object, kind, (reason, action), note).await;
     }
 }
 
-async fn publish_with(
+async fn publish_with<K: Resource<DynamicType = ()>>(
     recorder: &Recorder,
-    cluster: &RealtimeCluster,
+    object: &K,
     kind: EventType,
     (reason, action): (&str, &str),
     note: String,
 ) {
     let note: String = note.chars().take(1000).collect();
-    tracing::info!(cluster = cluster_key(cluster), reason, action, note, "publishing Event");
+    tracing::info!(object = object_key(object), reason, action, note, "publishing Event");
     let (reason, action) = (reason.to_owned(), action.to_owned());
     let event = Event { type_: kind, reason, note: Some(note), action, secondary: None };
-    if let Err(error) = recorder.publish(&event, &cluster.object_ref(&())).await {
+    if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
         tracing::warn!(%error, "Event could not be written");
     }
 }
@@ -164,7 +159,13 @@ async fn publish_with(
 /// Key of a cluster in maps and logs: `namespace/name`.
 #[must_use]
 pub fn cluster_key(cluster: &RealtimeCluster) -> String {
-    let metadata = &cluster.metadata;
+    object_key(cluster)
+}
+
+/// Key of an object of a namespace in maps and logs: `namespace/name`.
+#[must_use]
+pub fn object_key<K: Resource>(object: &K) -> String {
+    let metadata = object.meta();
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     format!("{}/{}", text(&metadata.namespace), text(&metadata.name))
 }

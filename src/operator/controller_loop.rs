@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use kube::Resource;
 use kube::runtime::controller::{Action, Controller, Error};
 use kube::runtime::events::EventType;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::Instrument;
 
-use super::context::{ControllerContext, RECONCILE_TIMEOUT, SharedContext, cluster_key};
+use super::context::{ControllerContext, RECONCILE_TIMEOUT, SharedContext, cluster_key, object_key};
 use super::controller_progress::{CONTROLLER_SILENCE_MAX, ControllerProgress, PROGRESS_CHECK_INTERVAL};
 use super::metrics::{ControllerName, ReconcileResult};
 use super::reconcile_error::ReconcileError;
@@ -21,7 +22,7 @@ use crate::api::{RealtimeCluster, Reason};
 use crate::process::metrics::LabelValue;
 
 /// Delay before a reconcile is repeated whose object changed since it was read.
-const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
+pub const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -50,10 +51,10 @@ pub async fn drive_controller<F, R>(
             progress.begin(&key);
             let span = tracing::info_span!("reconcile", controller = name.name(), cluster = key);
             let work = async { reconcile(context.clone(), cluster.clone()).await };
-            let result = run_bounded(name, &context, &cluster, work).instrument(span).await;
+            let result = run_bounded(name, &context, &*cluster, work).instrument(span).await;
             match result {
                 Ok(next) => {
-                    context.reset_failures(name.name(), &cluster);
+                    context.reset_failures(name.name(), &*cluster);
                     progress.finish(&key, next);
                     Ok(next.map_or_else(Action::await_change, Action::requeue))
                 }
@@ -69,7 +70,7 @@ pub async fn drive_controller<F, R>(
         }
     };
     let policy = move |cluster: Arc<RealtimeCluster>, failed: &FailedReconcile, context: SharedContext| {
-        let backoff = context.count_failure(name.name(), &cluster, &failed.0);
+        let backoff = context.count_failure(name.name(), &*cluster, &failed.0);
         policy_progress.finish(&cluster_key(&cluster), Some(backoff));
         Action::requeue(backoff)
     };
@@ -92,10 +93,13 @@ pub async fn drive_controller<F, R>(
 }
 
 /// Runs one reconcile to its end, its timeout or its panic, and counts it.
-async fn run_bounded(
+///
+/// # Errors
+/// Those of the reconcile, or it did not end well.
+pub async fn run_bounded<K: Resource<DynamicType = ()>>(
     name: ControllerName,
     context: &ControllerContext,
-    cluster: &RealtimeCluster,
+    object: &K,
     work: impl Future<Output = Result<Option<Duration>, ReconcileError>>,
 ) -> Result<Option<Duration>, ReconcileError> {
     let series = &context.metrics.series;
@@ -115,7 +119,7 @@ async fn run_bounded(
             (Err(ReconcileError::transient(Reason::ApplyFailed, message)), ReconcileResult::TimedOut)
         }
         ReconcileEnd::Panicked(text) => {
-            (Err(report_panic(name, context, cluster, &text).await), ReconcileResult::Panicked)
+            (Err(report_panic(name, context, object, &text).await), ReconcileResult::Panicked)
         }
     };
     series.reconciles.with_label((name, class)).inc();
@@ -142,16 +146,16 @@ async fn await_end<T>(work: impl Future<Output = T>) -> ReconcileEnd<T> {
 }
 
 /// Reports a panic on the object whose reconcile caused it: other objects go on.
-async fn report_panic(
+async fn report_panic<K: Resource<DynamicType = ()>>(
     name: ControllerName,
     context: &ControllerContext,
-    cluster: &RealtimeCluster,
+    object: &K,
     text: &str,
 ) -> ReconcileError {
-    let message = format!("the {} controller failed at this cluster: {text}; it is retried", name.name());
-    tracing::error!(controller = name.name(), cluster = cluster_key(cluster), panic = text, "reconcile panicked");
+    let message = format!("the {} controller failed at this object: {text}; it is retried", name.name());
+    tracing::error!(controller = name.name(), object = object_key(object), panic = text, "reconcile panicked");
     let reason = Reason::OperatorFault;
-    context.publish_event(cluster, EventType::Warning, reason.name(), "Reconcile", message.clone()).await;
+    context.publish_event(object, EventType::Warning, reason.name(), "Reconcile", message.clone()).await;
     ReconcileError::transient(reason, message)
 }
 

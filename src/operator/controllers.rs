@@ -21,6 +21,7 @@ use super::controller_loop::drive_controller;
 use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
+use super::moves::{ZoneReader, run_moves};
 use super::operator_error::OperatorError;
 use super::receiver::ReceiverRoute;
 use super::registry_histories::RegistryHistories;
@@ -80,6 +81,8 @@ pub struct OperatorSettings {
     pub journeys_per_second: u32,
     /// Age from which on a proof of a former leader does not count.
     pub inherited_evidence_max: Duration,
+    /// Authoritative servers that moves ask about their hosts, instead of those that the NS records of a zone name.
+    pub zone_servers: Vec<SocketAddr>,
 }
 
 /// Silence of the first listing of every namespace after which the process restarts: the log names the kind that cannot be
@@ -140,6 +143,7 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         None => start_checks::read_own_image(&clients.call, &settings.namespace, &settings.pod).await?,
     };
     let reporter = Reporter { controller: "realtime-operator".to_owned(), instance: Some(settings.pod.clone()) };
+    let zones = ZoneReader::new(settings.zone_servers, metrics.clone()).map_err(OperatorError::Resolver)?;
     let rights = leadership.clone();
     let (unreadable, reports) = UnreadableObjects::new();
     let context: SharedContext = Arc::new(ControllerContext {
@@ -171,19 +175,19 @@ pub async fn run(settings: OperatorSettings, shutdown: CancellationToken) -> Res
         stop: work.clone(),
         failures: Mutex::new(HashMap::new()),
     });
-    lead(context, clients.watch, reports, elector, &shutdown).await
+    lead(context, (clients.watch, zones), reports, elector, &shutdown).await
 }
 
 /// Runs the controllers while this replica holds the lease, and releases it after the last write.
 async fn lead(
     context: SharedContext,
-    watch: Client,
+    clients: (Client, ZoneReader),
     reports: mpsc::Receiver<UnreadableReport>,
     elector: LeaderElector,
     shutdown: &CancellationToken,
 ) -> Result<(), OperatorError> {
     let (work, heartbeats) = (context.stop.clone(), context.heartbeats.clone());
-    let mut controllers = tokio::spawn(run_controllers(context, watch, reports, work.clone()));
+    let mut controllers = tokio::spawn(run_controllers(context, clients, reports, work.clone()));
     // Released only after the last write, so that two replicas never write at once.
     let holding = CancellationToken::new();
     let lease_heartbeat = heartbeats.register("lease keeper", Some(LEASE_SILENCE_MAX), &holding);
@@ -258,10 +262,10 @@ fn report_fault(fault: TaskFault) -> OperatorError {
     fault.into()
 }
 
-/// Runs the watches and the four controllers until `shutdown` is cancelled.
+/// Runs the watches, the four controllers and the moves until `shutdown` is cancelled.
 async fn run_controllers(
     context: SharedContext,
-    watch: Client,
+    (watch, zones): (Client, ZoneReader),
     reports: mpsc::Receiver<UnreadableReport>,
     shutdown: CancellationToken,
 ) {
@@ -336,6 +340,7 @@ async fn run_controllers(
             registering,
             gating,
             reporting_unselected,
+            Box::pin(run_moves(context.clone(), store.clone(), probers.clone(), zones)),
         );
     };
     let reporting = shutdown.run_until_cancelled(unreadable_reports::run_reports(&context, reports));

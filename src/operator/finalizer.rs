@@ -13,7 +13,8 @@ use serde_json::json;
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
 use super::stream_deletion::delete_streams;
-use crate::api::RealtimeCluster;
+use crate::api::migration::MigrationPhase;
+use crate::api::{RealtimeCluster, RealtimeMigration};
 use crate::config::ServerKind;
 use crate::desired::render::pod_labels;
 use crate::kubernetes::apply;
@@ -53,6 +54,9 @@ pub async fn finalize_cluster(
     if !marked {
         return Ok(None);
     }
+    if let Some(waiting) = find_move_with_record(context, cluster) {
+        return Ok(Some(waiting));
+    }
     if !cluster.finalizers().iter().any(|found| found == ORPHAN_FINALIZER) {
         let (namespace, uid) = (cluster.namespace().unwrap_or_default(), cluster.uid().unwrap_or_default());
         let labels = pod_labels(&cluster.name_any());
@@ -81,6 +85,27 @@ pub async fn finalize_cluster(
         cluster.finalizers().iter().map(String::as_str).filter(|found| *found != SERVERS_FINALIZER).collect();
     patch_finalizers(context, cluster, finalizers).await?;
     Ok(None)
+}
+
+/// A move by whose record lookups still lead to the cluster: its servers stay until the move is deleted, which goes back first.
+fn find_move_with_record(context: &ControllerContext, cluster: &RealtimeCluster) -> Option<String> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let leads_here = |found: &RealtimeMigration| {
+        let tracks = found.status.iter().flat_map(|status| &status.tracks);
+        found.spec.cluster_ref.name == cluster.name_any()
+            && tracks.into_iter().any(|track| track.progress.desired.is_some())
+    };
+    let found = context.live.migrations.find(&namespace, leads_here).into_iter().next()?;
+    let name = found.name_any();
+    let is_over = found.status.as_ref().is_some_and(|status| status.phase == MigrationPhase::Completed);
+    let delete = format!("`kubectl delete realtimemigration/{name} -n {namespace}`");
+    Some(if is_over {
+        format!(
+            "the record of RealtimeMigration {name} leads clients here: have another record answer, delete this one, then {delete}"
+        )
+    } else {
+        format!("the record of RealtimeMigration {name} leads clients here: {delete} takes it back first")
+    })
 }
 
 /// Whether a pod belongs to a Deployment of the cluster and is expected to terminate. Its `ReplicaSet`, which may be gone

@@ -11,7 +11,7 @@ pub fn needs_apply(wanted: &Value, live: &Value) -> bool {
 }
 
 /// Whether the live object has every rendered field with its rendered value.
-fn is_up_to_date(wanted: &Value, live: &Value) -> bool {
+pub fn is_up_to_date(wanted: &Value, live: &Value) -> bool {
     match (wanted, live) {
         (Value::Object(wanted), Value::Object(live)) => wanted.iter().all(|(name, value)| match live.get(name) {
             Some(found) => is_up_to_date(value, found),

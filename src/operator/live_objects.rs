@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::object_index::{ListedRanges, ObjectIndex};
-use crate::api::{RealtimeApp, RealtimeCluster};
+use crate::api::{RealtimeApp, RealtimeCluster, RealtimeMigration};
 use crate::desired::render::{WATCHED_KINDS, is_pruned};
 use crate::kubernetes::apply::{self, LiveChild};
 use crate::kubernetes::scope::WatchRange;
@@ -25,6 +25,8 @@ pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
 pub struct LiveObjects {
     /// The apps of all namespaces.
     pub apps: ObjectIndex<RealtimeApp>,
+    /// The moves of all namespaces.
+    pub migrations: ObjectIndex<RealtimeMigration>,
     /// The pods of all clusters.
     pub pods: ObjectIndex<Pod>,
     /// The other children of all clusters, by kind.
@@ -37,7 +39,7 @@ impl Default for LiveObjects {
     fn default() -> Self {
         let children = WATCHED_KINDS.iter().map(|(_, kind)| (*kind, ObjectIndex::default())).collect();
         let (apps, pods) = (ObjectIndex::default(), ObjectIndex::default());
-        Self { apps, pods, children, clusters: ListedRanges::default() }
+        Self { apps, pods, children, migrations: ObjectIndex::default(), clusters: ListedRanges::default() }
     }
 }
 

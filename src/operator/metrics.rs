@@ -25,6 +25,22 @@ label_values! {
         Apps = "apps",
         /// Runs journeys, admits pods and sets Ready.
         Gate = "gate",
+        /// Moves transports between clusters.
+        Migration = "migration",
+    }
+}
+
+label_values! {
+    /// An answer of a zone's server about the host of a move.
+    pub enum ZoneAnswer as "result" {
+        /// The record of the target.
+        Target = "target",
+        /// Another record, that of the source.
+        Other = "other",
+        /// An answer without a record.
+        None = "none",
+        /// No answer, an error, or a server that is not in charge.
+        Failed = "failed",
     }
 }
 
@@ -70,6 +86,18 @@ metric_table! {
         /// Time in force between two rounds of journeys through a cluster, in seconds.
         round_interval_seconds: ClusterGauge =>
             "Above the interval in the spec, the journeys of all clusters exceed the limit of this operator; below it, the cluster is being proven.",
+        /// Desired weights of the records that lead to clusters of moves, by cluster; 0 without a record.
+        migration_weights: ClusterGauge =>
+            "If it fell to 0, read `kubectl describe realtimemigration`: its Events name the cluster, the transport and the hop.",
+        /// Desired shares of lookups that lead to clusters of moves, by cluster, from 0 to 1.
+        migration_shares: ClusterGauge =>
+            "Compare it with the share of new connections of both clusters: they differ while resolvers still have the former answer.",
+        /// Age of the snapshot of a move's source, by cluster of the move, in seconds.
+        migration_snapshot_age_seconds: ClusterGauge =>
+            "Beyond 360 s the source counts as passing, whatever happens there; after a week no step begins: publish a new snapshot.",
+        /// Answers of the zones' servers about the hosts of moves.
+        zone_answers: Labeled<ZoneAnswer, Counter> =>
+            "If `failed` grows, the operator's path to port 53 of the zone's servers is broken: weights that were written are not seen.",
     }
 }
 

@@ -1,8 +1,9 @@
 //! The operator: reconciles clusters with their manifests, and reports Ready only while journeys prove it.
 //!
-//! In: `RealtimeCluster`s and `RealtimeApp`s on an API server. Out: their children, a stream, pods that are admitted one
-//! by one, and a status. Four controllers reconcile one kind, each in a straight line (dereference, generate,
-//! validate, render, apply, observe, status), each with its own queue and its own status fields, so that a slow stream stalls no rollout:
+//! In: `RealtimeCluster`s, `RealtimeApp`s and `RealtimeMigration`s on an API server. Out: their children, a stream, pods that are
+//! admitted one by one, weights of DNS records, and a status. Four controllers reconcile clusters, each in a straight line
+//! (dereference, generate, validate, render, apply, observe, status), each with its own queue and its own status fields, so that
+//! a slow stream stalls no rollout; moves between clusters have turns, in `moves`:
 //!
 //! - `stream_controller` creates, adopts or observes the stream, and changes its settings
 //! - `workload_controller` applies the children and reverts foreign changes
@@ -17,6 +18,7 @@ mod app_status;
 mod apps_controller;
 mod cluster_inputs;
 mod cluster_probers;
+mod cluster_snapshot;
 mod cluster_watch;
 mod conditions;
 mod context;
@@ -41,6 +43,7 @@ mod live_objects;
 mod managed_stream;
 mod metrics;
 mod missing_identity;
+mod moves;
 mod name_list;
 mod object_index;
 mod operator_error;
@@ -76,6 +79,9 @@ mod watches;
 mod workload_controller;
 
 pub use cluster_inputs::ClusterReferences;
+pub use cluster_snapshot::{
+    digest_registry, is_owned, list_environment_sources, list_registry_secrets, read_owned_servers,
+};
 pub use controllers::{LEADER_LEASE_NAME, OperatorSettings, run};
 pub use dereference::generated_secret_name;
 pub use gate_controller::compute_fingerprint;

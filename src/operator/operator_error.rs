@@ -30,6 +30,9 @@ pub enum OperatorError {
         /// The API server's error.
         error: Box<kube::Error>,
     },
+    /// The resolver, by which the servers of zones are found, cannot be made.
+    #[error("the resolver cannot be made: {0}. Correct /etc/resolv.conf of the pod")]
+    Resolver(String),
     /// The CRDs are not installed.
     #[error("the API server does not know RealtimeCluster: apply the CRDs first (`realtime crd | kubectl apply -f -`)")]
     NoCrds,

@@ -134,7 +134,7 @@ mod tests {
         let many: Vec<String> = ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec();
         assert_eq!(list_names(&many, NAMED_FIELDS_MAX), "a, b, c and 2 more");
         let none = list_missing_fields(&json!({}));
-        assert_eq!(none.len(), 4, "spec and status of two kinds: {none:?}");
+        assert_eq!(none.len(), 6, "spec and status of three kinds: {none:?}");
     }
 
     #[test]

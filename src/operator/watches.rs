@@ -22,7 +22,7 @@ use super::metrics::ControllerName;
 use super::object_index::{ObjectChange, ObjectIndex};
 use super::unreadable_objects::{LastVersion, keep_readable};
 use crate::api::conditions::condition;
-use crate::api::{RealtimeApp, RealtimeCluster};
+use crate::api::{RealtimeApp, RealtimeCluster, RealtimeMigration};
 use crate::desired::render::{REGISTRY_ANNOTATION, WATCHED_KINDS};
 use crate::kubernetes::scope::WatchRange;
 use crate::kubernetes::watch::{build_api, open_watch};
@@ -68,7 +68,7 @@ impl ControllerQueues {
     }
 }
 
-/// Runs the watches of apps, pods and children in one range of the scope. Never ends by itself.
+/// Runs the watches of apps, moves, pods and children in one range of the scope. Never ends by itself.
 pub async fn run_watches(
     client: &Client,
     range: &WatchRange,
@@ -91,6 +91,11 @@ pub async fn run_watches(
             }
         }
     });
+    let moves = open_watch(build_api::<DeserializeGuard<RealtimeMigration>>(client, range), watcher::Config::default());
+    // A record must not stay for want of its move.
+    let find = |namespace: &str, name: &str| live.migrations.get(namespace, name).map(|found| (*found).clone());
+    let moves = keep_readable(moves, unreadable.clone(), LastVersion::Kept, find);
+    let moves = follow(("realtimemigrations", range), moves.modify(trim_metadata), &live.migrations, |_| async {});
     let pods = open_watch(build_api::<Pod>(client, range), labelled()).modify(trim_metadata);
     let pods = follow(("pods", range), pods, &live.pods, |change| async move {
         let Some(reference) = change.object().and_then(|pod| find_cluster_by_label(&**pod)) else { return };
@@ -118,7 +123,7 @@ pub async fn run_watches(
             send(&queues.workload, &reference).await;
         }))
     });
-    tokio::join!(apps, pods, futures::future::join_all(children));
+    tokio::join!(apps, moves, pods, futures::future::join_all(children));
 }
 
 /// Follows one watch, and keeps its index up to date before it reports a change.
@@ -201,7 +206,7 @@ impl ControllerName {
                 condition(condition::STREAM_READY).hash(&mut hasher);
                 condition(condition::WORKLOADS_AVAILABLE).hash(&mut hasher);
             }
-            Self::Workload | Self::Apps => {}
+            Self::Workload | Self::Apps | Self::Migration => {}
         }
         hasher.finish()
     }

@@ -34,6 +34,7 @@ mod rounds;
 mod scheduler;
 mod self_test;
 mod service_routes;
+mod track_proof;
 mod visitor;
 
 pub use crate::desired::ProbeApp;
@@ -47,6 +48,7 @@ pub use progress::{HopResult, HopTick};
 pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
 pub use requested_round::{RequestedProof, RequestedTransport};
 pub use scheduler::{ProberReports, start};
+pub use track_proof::prove_track;
 pub use visitor::Visitor;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,11 +7,11 @@ import { fileURLToPath } from "node:url";
 import { apply, applyCrds, BINARIES, DIR, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as NAMESPACE, realtime, wait } from "../cluster/harness.mjs";
 import { refusedRequests } from "../cluster/permissions.mjs";
 import { applyMonitoringCrds, chartFolder, CLUSTER_VALUES, find, helm, IMAGE_VALUES, parseObjects, refusal, render, renderText, run } from "./helm.mjs";
-import { deleted, manifestsOf, reconciled, runOperator, startStreams, withOperator } from "./operator.mjs";
+import { deleted, manifestsOf, moved, reconciled, runOperator, startStreams, withOperator } from "./operator.mjs";
 import { readPermissions, unusedPermissions } from "./permissions.mjs";
 import { EVERYTHING, MATRIX, NAMESPACED } from "./values.mjs";
 
-const CRDS = ["realtimeapps.realtime-operator.dev", "realtimeclusters.realtime-operator.dev"];
+const CRDS = ["realtimeapps", "realtimeclusters", "realtimemigrations"].map((kind) => `${kind}.realtime-operator.dev`);
 const WITHOUT_CRDS = { ...IMAGE_VALUES, crds: { enabled: false } };
 
 const namespaces = ["team-a", "team-b", "team-c", "team-d", "channels", NAMESPACE];
@@ -182,14 +182,15 @@ for (const [name, values, watched, foreign] of [
       await reconciled(watched, streams.url, log);
       await compared(watched, streams.url);
       await pruned(watched, log);
+      await moved(watched, log);
       await deleted(watched);
     }).finally(streams.stop);
     assert.deepEqual(refusedRequests(OPERATOR_ACCOUNT, began), []);
     const roles = await renderText("realtime-operator", { ...values, rbac: { userRoles: false } });
     assert.deepEqual(unusedPermissions(roles, OPERATOR_ACCOUNT, began), OF_PODS, "granted and not used");
     const excused = readPermissions(roles).filter(({ excused: is }) => is).map(({ permission }) => permission);
-    // 17 of them are for kinds of the Gateway API, which this API server lacks.
-    assert.ok(excused.length < 37 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
+    // 17 of them are for kinds of the Gateway API, which this API server lacks, and 4 for records of external-dns.
+    assert.ok(excused.length < 41 && excused.every((permission) => !/ (list|watch)$|secrets/.test(permission.replace("/leases list", ""))), `${excused}`);
     const may = (...words) => kubectl(["auth", "can-i", ...words, `--as=${OPERATOR_ACCOUNT}`]).then(() => true, () => false);
     assert.equal(await may("get", "secrets", "-n", watched), true);
     assert.equal(await may("list", "secrets", "-n", watched), false, "Secrets are read by name");
@@ -242,15 +243,16 @@ test("an operator does not start with CRDs of an older version, and says the com
   }
 });
 
-test("viewers read, editors write, owners of apps write apps", async () => {
+test("viewers read, editors write, owners of apps write apps, and those who may change the zone write moves", async () => {
   await install(NAMESPACE, "realtime-operator", WITHOUT_CRDS);
-  const expected = { viewer: [false, false], editor: [true, true], "app-owner": [false, true] };
-  for (const [role, [clusters, apps]] of Object.entries(expected)) {
+  const expected = { viewer: [false, false, false], editor: [true, true, false], "app-owner": [false, true, false], migrator: [false, false, true] };
+  for (const [role, [clusters, apps, moves]] of Object.entries(expected)) {
     const binding = `test-${role}`;
     await kubectl(["create", "rolebinding", binding, "-n", "channels", `--clusterrole=${NAMESPACE}-${role}`, `--user=${role}`]);
     const may = (verb, kind) => kubectl(["auth", "can-i", verb, kind, "-n", "channels", `--as=${role}`]).then(() => true, () => false);
     await wait(() => may("get", "realtimeclusters"), { what: `the binding of ${role}` });
-    assert.deepEqual([await may("create", "realtimeclusters"), await may("create", "realtimeapps"), await may("get", "secrets")], [clusters, apps, false], role);
+    const written = [await may("create", "realtimeclusters"), await may("create", "realtimeapps"), await may("create", "realtimemigrations")];
+    assert.deepEqual([...written, await may("get", "secrets")], [clusters, apps, moves, false], role);
     await kubectl(["delete", "rolebinding", binding, "-n", "channels"]);
   }
   await uninstall(NAMESPACE);

@@ -64,12 +64,12 @@ export function manifestsOf(namespace, endpointURL, spec = {}) {
   return [app, cluster];
 }
 
-/** Creates a cluster with its Secrets, and waits until the operator has applied its children. */
-export async function reconciled(namespace, endpointURL, log) {
+/** Creates a cluster with its Secrets and these fields of its spec, and waits until the operator has applied its children. */
+export async function reconciled(namespace, endpointURL, log, spec = {}) {
   const secret = (name, stringData) => apply({ apiVersion: "v1", kind: "Secret", metadata: { name, namespace }, stringData });
   await secret("eu-redis", { url: "redis://redis.example.com:6379" });
   await secret("eu-aws", { accessKeyID: "test", secretAccessKey: "test" });
-  for (const object of manifestsOf(namespace, endpointURL)) await apply(object);
+  for (const object of manifestsOf(namespace, endpointURL, spec)) await apply(object);
   const seen = () => log().slice(-2000);
   for (const kind of ["deployment", "service", "ingress", "serviceaccount", "poddisruptionbudget", "role", "rolebinding"]) {
     await wait(async () => (await get(kind, namespace)).items.some(({ metadata }) => metadata.ownerReferences?.length > 0), { what: `a ${kind} in ${namespace}`, seen });
@@ -80,6 +80,16 @@ export async function reconciled(namespace, endpointURL, log) {
     return exposed?.reason === "ExposureUnavailable" && /HTTPRoute eu-websocket of gateway.networking.k8s.io\/v1/.test(exposed.message);
   }, { what: `the missing kind to be reported in ${namespace}`, seen });
   await wait(async () => (await get("realtimeapp", namespace)).items.every(({ status }) => status?.conditions?.length > 0), { what: `a status of the app in ${namespace}`, seen });
+}
+
+/** Creates a move whose snapshot is missing, and deletes it once the operator has looked for it. */
+export async function moved(namespace, log) {
+  await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "realtime-migration", namespace }, stringData: { key: "0123456789abcdef" } });
+  const source = { snapshot: { configMapRef: { name: "absent", key: "snapshot.yaml" } } };
+  const tracks = [{ transport: "sockjs", host: "sockjs-eu.example.com", targetHost: "sockjs.new.example.com", engine: "External" }];
+  await apply({ apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeMigration", metadata: { name: "move", namespace }, spec: { clusterRef: { name: "eu" }, source, tracks } });
+  await wait(async () => (await get("realtimemigration", namespace, "move")).status?.tracks?.length === 1, { what: `a status of the move in ${namespace}`, seen: () => log().slice(-2000) });
+  await kubectl(["delete", "realtimemigration/move", "-n", namespace, "--timeout=60s"]);
 }
 
 /** Deletes the cluster while its operator runs. */

@@ -74,7 +74,7 @@ export async function diagnostics() {
   const ask = (title, ...args) =>
     execute([...args, "--request-timeout=10s"]).then(({ stdout, stderr }) => `--- ${title}\n${stdout}${stderr}`);
   const parts = await Promise.all([
-    ask("clusters and apps", "get", "realtimeclusters,realtimeapps", "-A", "-o", "wide"),
+    ask("clusters, apps and moves", "get", "realtimeclusters,realtimeapps,realtimemigrations", "-A", "-o", "wide"),
     ask("pods", "get", "pods", "-A", "-o", "wide"),
     ask("events", "get", "events", "-A", "--sort-by=.lastTimestamp").then((text) => text.split("\n").slice(-LOG_LINES).join("\n")),
   ]);
@@ -149,7 +149,7 @@ export function file(path, replace = {}) {
 /** Applies the CRDs and waits until they can be used. */
 export async function applyCrds() {
   await kubectl(["apply", "-f", new URL("../../crds", import.meta.url).pathname]);
-  await established("realtimeclusters.realtime-operator.dev", "realtimeapps.realtime-operator.dev");
+  await established(...["realtimeclusters", "realtimeapps", "realtimemigrations"].map((kind) => `${kind}.realtime-operator.dev`));
 }
 
 /** Waits until these CRDs can be used. `kubectl wait` alone fails at one that has no condition yet. */

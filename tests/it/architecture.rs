@@ -66,7 +66,8 @@ const CLIENTS: &[Client] = &[
     (&["kube::Client", "kube::client::Client"], &["kubernetes", "operator", "cli"]),
     (&["kube::Api", "kube::api::Api"], &["kubernetes", "operator", "cli"]),
     (&["reqwest"], &["prober", "rehearsal"]),
-    (&["hickory_resolver"], &["dispatcher"]),
+    // Names of endpoints, and the authoritative servers of a move's zone.
+    (&["hickory_resolver"], &["dispatcher", "operator"]),
     (&["tokio_rustls"], &["dispatcher", "prober"]),
     (
         &[

@@ -173,9 +173,9 @@ fn render_prints_what_a_manifest_becomes_and_no_secret() {
 }
 
 #[test]
-fn crds_are_printed_as_two_documents() {
+fn crds_are_printed_as_three_documents() {
     let output = realtime(&["crd"], &[]);
-    assert_eq!(stdout(&output).matches("kind: CustomResourceDefinition").count(), 2);
+    assert_eq!(stdout(&output).matches("kind: CustomResourceDefinition").count(), 3);
 }
 
 #[cfg(feature = "rehearsal")]

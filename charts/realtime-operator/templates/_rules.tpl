@@ -6,11 +6,15 @@ of its rule begins with "On failure", "On upgrade", "Granted" or "Checked". */}}
 {{- define "realtime-operator.watchRules" -}}
 # Every controller: reads the desired state.
 - apiGroups: [realtime-operator.dev]
-  resources: [realtimeclusters, realtimeapps]
+  resources: [realtimeclusters, realtimeapps, realtimemigrations]
   verbs: [list, watch]
 # On failure: an object that this version cannot read is read again before it is reported.
 - apiGroups: [realtime-operator.dev]
   resources: [realtimeclusters, realtimeapps]
+  verbs: [get]
+# migration: reads a move again before it writes its finalizer.
+- apiGroups: [realtime-operator.dev]
+  resources: [realtimemigrations]
   verbs: [get]
 # workload: reverts and prunes a cluster's children. get: an object that the watch does not have yet.
 - apiGroups: [apps]
@@ -58,13 +62,13 @@ of its rule begins with "On failure", "On upgrade", "Granted" or "Checked". */}}
 {{- /* Writes, and reads by name, in the namespaces with clusters. A server-side apply is a patch, and a create where the object
 does not exist. */}}
 {{- define "realtime-operator.writeRules" -}}
-# workload, stream: finalizers.
+# workload, stream, migration: finalizers.
 - apiGroups: [realtime-operator.dev]
-  resources: [realtimeclusters]
+  resources: [realtimeclusters, realtimemigrations]
   verbs: [patch]
 # Every controller: writes the observed state.
 - apiGroups: [realtime-operator.dev]
-  resources: [realtimeclusters/status, realtimeapps/status]
+  resources: [realtimeclusters/status, realtimeapps/status, realtimemigrations/status]
   verbs: [patch]
 # Checked by OwnerReferencesPermissionEnforcement, where it is switched on: children have their cluster as owner, which only
 # an account may write that may update its finalizers.
@@ -110,6 +114,14 @@ does not exist. */}}
 - apiGroups: [gateway.nginx.org]
   resources: [proxysettingspolicies, clientsettingspolicies]
   verbs: [get, create, patch, delete]
+# Checked where the API server has the kind, by name: records of moves, from which external-dns writes those of the zone.
+- apiGroups: [externaldns.k8s.io]
+  resources: [dnsendpoints]
+  verbs: [get, create, patch, delete]
+# migration: reads the snapshot of the source, by the name that the move has.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get]
 # workload: bounds how many pods can be evicted at once.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

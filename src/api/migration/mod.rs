@@ -6,7 +6,8 @@
 mod status;
 
 pub use status::{
-    BrakeTest, MigrationPhase, MigrationReason, RealtimeMigrationStatus, RecordedRollback, TrackProgress, TrackStatus,
+    BrakeTest, MigrationPhase, MigrationReason, RealtimeMigrationStatus, RecordedRollback, SnapshotIdentity,
+    TrackProgress, TrackStatus,
 };
 
 use kube::{CustomResource, KubeSchema};
@@ -17,6 +18,15 @@ use super::SecretKeyRef;
 
 /// Largest weight of a record (Route 53, developer guide, "Weighted routing"), and the target's weight after the cutover.
 pub const RECORD_WEIGHT_MAX: u8 = 255;
+
+/// Secret with the key of both clusters' snapshots, as `realtime migrate init` names it.
+pub const SNAPSHOT_KEY_SECRET: &str = "realtime-migration";
+
+/// Field of that Secret with the key.
+pub const SNAPSHOT_KEY_FIELD: &str = "key";
+
+/// Annotation of a move whose new value asks to go on after a rollback, a freeze or a failure of the brake.
+pub const RESUME_ANNOTATION: &str = "realtime-operator.dev/resume";
 
 /// The desired state of a move.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +101,9 @@ pub struct MigrationSource {
     pub kind: SourceKind,
     /// The latest snapshot of the source, as `realtime snapshot` prints it.
     pub snapshot: SnapshotRef,
+    /// Key of a Secret with the key of both clusters' snapshots, as `realtime migrate init` prints it.
+    #[serde(default = "default_snapshot_key")]
+    pub key_secret_ref: SecretKeyRef,
     /// Weight of the source's record, which stays as it is until the cutover.
     #[serde(default = "default_source_weight")]
     #[schemars(range(min = 2, max = 255))]
@@ -107,11 +120,11 @@ pub enum SourceKind {
     Foreign,
 }
 
-/// Place of a snapshot: exactly one of the three.
+/// Place of a snapshot: exactly one of the two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("[has(self.secretRef), has(self.configMapRef), has(self.url)].exists_one(found, found)").message("source.snapshot has one place: write secretRef, configMapRef or url")
+    validation = Rule::new("has(self.secretRef) != has(self.configMapRef)").message("source.snapshot has one place: write secretRef or configMapRef")
 )]
 pub struct SnapshotRef {
     /// Key of a Secret with the snapshot.
@@ -120,11 +133,6 @@ pub struct SnapshotRef {
     /// Key of a `ConfigMap` with the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_ref: Option<ConfigMapKeyRef>,
-    /// URL from which the snapshot is read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048))]
-    #[x_kube(validation = Rule::new("self.startsWith('https://')").message("source.snapshot.url is not https://: a snapshot decides about traffic, and must not be changed on its way"))]
-    pub url: Option<String>,
 }
 
 /// Reference to one key of a `ConfigMap` in the same namespace.
@@ -148,6 +156,12 @@ pub struct ReviewApproval {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{32}$')").message("review.approvedHash is no approval hash: copy the one at the end of the review"))]
     pub approved_hash: Option<String>,
+    /// Findings that do not block, each `CODE`, or `CODE:SUBJECT` for one of them, as `realtime migrate review --accept` has
+    /// them. The split of a fan-out is accepted by `acknowledgements.splitFanOut`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), inner(length(max = 200)))]
+    #[x_kube(validation = Rule::new("self.all(found, found.matches('^[A-Z][A-Za-z]+(:.+)?$'))").message("review.accepted is no list of findings: write CODE or CODE:SUBJECT, as the review has them"))]
+    pub accepted: Vec<String>,
 }
 
 /// One transport and the record that its clients look up.
@@ -169,15 +183,20 @@ pub struct MigrationTrack {
         validation = Rule::new("self == oldSelf").message("host is immutable: create another RealtimeMigration")
     )]
     pub host: String,
-    /// Host that leads to this cluster alone, to which its weighted record points.
+    /// Host that leads to this cluster alone, to which its weighted record points. Immutable.
     #[schemars(length(max = 253))]
-    #[x_kube(validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?[.])+[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("targetHost is no host name: write the host to which the record points"))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^([a-z0-9]([-a-z0-9]*[a-z0-9])?[.])+[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("targetHost is no host name: write the host to which the record points"),
+        validation = Rule::new("self == oldSelf").message("targetHost is immutable, since it identifies the record: create another RealtimeMigration")
+    )]
     pub target_host: String,
-    /// The writer of the record.
+    /// The writer of the record. Immutable.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("engine is immutable, since two writers of one record undo each other: create another RealtimeMigration"))]
     pub engine: RecordEngine,
-    /// TTL of the record, the same as that of the source's.
+    /// TTL of the record, the same as that of the source's. Immutable.
     #[serde(default = "default_ttl_seconds")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("ttlSeconds is immutable, since records of one host share it: create another RealtimeMigration"))]
     #[schemars(range(min = 5, max = 300))]
     pub ttl_seconds: u32,
     /// Weights of the target's record in their order, each with its bake.
@@ -295,6 +314,10 @@ pub struct MigrationAcknowledgements {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub unpinned_sessions: Option<String>,
+}
+
+fn default_snapshot_key() -> SecretKeyRef {
+    SecretKeyRef { name: SNAPSHOT_KEY_SECRET.to_owned(), key: SNAPSHOT_KEY_FIELD.to_owned() }
 }
 
 fn default_source_weight() -> u8 {

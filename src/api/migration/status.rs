@@ -23,10 +23,25 @@ pub struct RealtimeMigrationStatus {
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// The snapshot of the source that the decisions are made with; absent until one was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SnapshotIdentity>,
     /// State of each track.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["transport".into()]))]
     pub tracks: Vec<TrackStatus>,
+}
+
+/// Identity of a snapshot, which no other snapshot has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotIdentity {
+    /// `NAMESPACE/NAME` of the cluster, or of the first Deployment.
+    pub cluster: String,
+    /// UID of the cluster, or of the first Deployment.
+    pub uid: String,
+    /// Time at which the snapshot was taken, in ms since 1970.
+    pub sequence: u64,
 }
 
 impl Default for RealtimeMigrationStatus {
@@ -35,6 +50,7 @@ impl Default for RealtimeMigrationStatus {
             observed_generation: unobserved_status(),
             phase: MigrationPhase::default(),
             conditions: vec![],
+            source: None,
             tracks: vec![],
         }
     }

@@ -4,6 +4,7 @@ use rand::Rng;
 use serde_json::json;
 
 use super::super::output::{OutputFormat, print_value};
+use crate::api::migration::{SNAPSHOT_KEY_FIELD, SNAPSHOT_KEY_SECRET};
 
 /// Bytes of a new key: as many as an HMAC-SHA-256 uses.
 const KEY_BYTES: usize = 32;
@@ -25,7 +26,7 @@ pub struct InitArguments {
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// Name of the Secret
-    #[arg(long, default_value = "realtime-migration")]
+    #[arg(long, default_value = SNAPSHOT_KEY_SECRET)]
     name: String,
 }
 
@@ -37,7 +38,7 @@ pub fn print_key_secret(arguments: &InitArguments) -> u8 {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": { "name": arguments.name, "namespace": arguments.namespace },
-        "stringData": { "key": hex::encode(key) },
+        "stringData": { SNAPSHOT_KEY_FIELD: hex::encode(key) },
     });
     print_value(OutputFormat::Yaml, &secret)
 }

@@ -1,6 +1,6 @@
 //! Snapshots of what an API server has: a RealtimeCluster with its servers and apps, or Deployments of other servers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -8,18 +8,12 @@ use kube::Client;
 use kube::api::{Api, ListParams};
 
 use super::super::cluster_api::{build_cluster_api, describe_error};
-use super::super::live_snapshots::{DEPLOYMENT_SELECTOR, is_owned, read_owned_servers};
+use super::super::live_snapshots::DEPLOYMENT_SELECTOR;
 use super::ForeignDeployment;
-use crate::config::name;
-use crate::desired::render::registry_secret_name;
-use crate::desired::{decode_secret, derive_probe_id};
-use crate::migration::{
-    AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, ServerSnapshot, SnapshotOrigin, VariableValue,
-    collect_environment_sources, digest_apps, read_server, template_of,
-};
+use crate::desired::decode_secret;
+use crate::migration::{ClusterSnapshot, EnvironmentTexts, SecretDigester, SnapshotOrigin, read_server};
+use crate::operator::{digest_registry, is_owned, list_environment_sources, list_registry_secrets, read_owned_servers};
 use crate::process::clock::now_ms;
-use crate::protocol::AppId;
-use crate::protocol::registry::{AppRegistry, BUCKET_COUNT, file_name};
 
 /// Reads one namespace of an API server.
 pub struct LiveReader {
@@ -46,10 +40,10 @@ impl LiveReader {
         let listed = deployments.list(&ListParams::default().labels(DEPLOYMENT_SELECTOR)).await;
         let deployments = listed.map_err(|error| describe_error(&error))?.items;
         let owned: Vec<Deployment> = deployments.into_iter().filter(|found| is_owned(found, &cluster)).collect();
-        let texts = self.read_texts(&owned).await;
+        let texts = self.read_texts(&owned, list_registry_secrets(name)).await;
         let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(&self.digester));
         let servers = read_owned_servers(owned.iter(), read);
-        let apps = self.read_apps(name, servers.values()).await;
+        let apps = digest_registry(name, servers.values(), &texts, &self.digester);
         let apps = apps.inspect_err(|error| eprintln!("realtime: note: apps were not read: {error}")).ok();
         let snapshot = ClusterSnapshot { apps, ..ClusterSnapshot::of_cluster(&cluster, servers) };
         Ok(self.seal_now(snapshot, cluster.metadata.uid.as_deref()))
@@ -65,7 +59,7 @@ impl LiveReader {
         let mut uid = None;
         for ForeignDeployment { server, name, container } in wanted {
             let deployment = api.get(name).await.map_err(|error| describe_error(&error))?;
-            let texts = self.read_texts(std::slice::from_ref(&deployment)).await;
+            let texts = self.read_texts(std::slice::from_ref(&deployment), std::iter::empty()).await;
             uid = uid.or_else(|| deployment.metadata.uid.clone());
             let found = read_server(&deployment, container.as_deref(), &texts, Some(&self.digester))?;
             if servers.insert(*server, found).is_some() {
@@ -85,14 +79,11 @@ impl LiveReader {
         ClusterSnapshot { taken_at, ..snapshot }.seal(&self.digester, uid.unwrap_or_default(), now_ms)
     }
 
-    /// Reads what the variables of the Deployments reference. An object that cannot be read is left out, with a note.
-    async fn read_texts(&self, deployments: &[Deployment]) -> EnvironmentTexts {
-        let (mut secrets, mut config_maps) = (BTreeSet::new(), BTreeSet::new());
-        for container in deployments.iter().filter_map(template_of).flat_map(|pod| &pod.containers) {
-            let (more_secrets, more_config_maps) = collect_environment_sources(container);
-            secrets.extend(more_secrets);
-            config_maps.extend(more_config_maps);
-        }
+    /// Reads what the variables of the Deployments reference, and more Secrets. An object that cannot be read is left out,
+    /// with a note.
+    async fn read_texts(&self, deployments: &[Deployment], more: impl Iterator<Item = String>) -> EnvironmentTexts {
+        let (mut secrets, config_maps) = list_environment_sources(deployments);
+        secrets.extend(more);
         let mut texts = EnvironmentTexts::default();
         for name in secrets {
             match self.read_secret(&name).await {
@@ -113,26 +104,5 @@ impl LiveReader {
     async fn read_secret(&self, name: &str) -> Result<Secret, String> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         api.get(name).await.map_err(|error| describe_error(&error))
-    }
-
-    /// Reads the app registry of the cluster, as its servers mount it.
-    async fn read_apps<'a>(
-        &self,
-        cluster: &str,
-        servers: impl Iterator<Item = &'a ServerSnapshot>,
-    ) -> Result<BTreeMap<AppId, AppDigest>, String> {
-        let mut uids = servers.filter_map(|server| server.variables.get(name::CLUSTER_UID));
-        let Some(VariableValue::Text(uid)) = uids.next() else {
-            return Err("no server of the cluster is deployed".to_owned());
-        };
-        let mut files = Vec::new();
-        for bucket in 0..BUCKET_COUNT {
-            let (file, secret) = (file_name(bucket), registry_secret_name(cluster, bucket));
-            let mut texts = decode_secret(&self.read_secret(&secret).await?);
-            let text = texts.remove(&file).ok_or_else(|| format!("Secret {secret} has no key {file}"))?;
-            files.push((file, text));
-        }
-        let registry = AppRegistry::parse(files).map_err(|error| error.to_string())?;
-        Ok(digest_apps(registry.apps(), &derive_probe_id(uid), &self.digester, |_| true))
     }
 }

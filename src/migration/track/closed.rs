@@ -67,9 +67,9 @@ fn find_obstacle(turn: &Turn<'_>) -> (MigrationPhase, MigrationReason, String) {
 
 /// The reason for which the review does not allow a further step; `None` when it does.
 pub(super) fn find_review_obstacle(turn: &Turn<'_>) -> Option<(MigrationReason, String)> {
-    let Some(review) = &turn.observations.review else {
-        let message = "no snapshot of the source can be used".to_owned();
-        return Some((MigrationReason::SnapshotMissing, message));
+    let review = match &turn.observations.review {
+        Ok(review) => review,
+        Err(message) => return Some((MigrationReason::SnapshotMissing, message.clone())),
     };
     if let Some(finding) = &review.blocked {
         return Some((MigrationReason::ReviewBlocked, finding.clone()));

@@ -32,8 +32,8 @@ pub struct TrackObservations {
     pub fingerprint: String,
     /// Result of the checks before the first record.
     pub preflight: PreflightResult,
-    /// The review of both clusters; `None` without a usable snapshot.
-    pub review: Option<ReviewReading>,
+    /// The review of both clusters, or the reason for which there is no usable snapshot of the source.
+    pub review: Result<ReviewReading, String>,
     /// Weight of the target's record as its writer has it, or as it was acknowledged; `None` for no record.
     pub written: Option<u8>,
     /// The latest answers of the zone's authoritative servers.

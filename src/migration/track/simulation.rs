@@ -69,7 +69,7 @@ impl World {
                 source: Some(reading),
                 fingerprint: "one".to_owned(),
                 preflight: PreflightResult::Passed,
-                review: Some(ReviewReading { hash: HASH.to_owned(), blocked: None }),
+                review: Ok(ReviewReading { hash: HASH.to_owned(), blocked: None }),
                 written: None,
                 answers: None,
                 approved_hash: Some(HASH.to_owned()),

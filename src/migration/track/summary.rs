@@ -33,7 +33,13 @@ pub fn summarize_move(
         }
     };
     let conditions = vec![build(condition::READY, judge_ready(phase, reason)), build(COMPLETED, completed)];
-    RealtimeMigrationStatus { observed_generation: generation, phase, conditions, tracks }
+    RealtimeMigrationStatus {
+        observed_generation: generation,
+        phase,
+        conditions,
+        source: former.source.clone(),
+        tracks,
+    }
 }
 
 /// Whether a move runs well: its plan is accepted, and nothing waits for a repair.

@@ -52,10 +52,15 @@ fn a_target_gets_no_record_before_every_obstacle_is_gone() {
             MigrationReason::PreflightFailed,
         ),
         ("a record of nobody", |o| o.written = Some(20), MigrationPhase::Preflight, MigrationReason::RecordExists),
-        ("no snapshot", |o| o.review = None, MigrationPhase::Reviewing, MigrationReason::SnapshotMissing),
+        (
+            "no snapshot",
+            |o| o.review = Err("stale".to_owned()),
+            MigrationPhase::Reviewing,
+            MigrationReason::SnapshotMissing,
+        ),
         (
             "a blocking finding",
-            |o| o.review = Some(ReviewReading { hash: HASH.to_owned(), blocked: Some("WebhooksOff".to_owned()) }),
+            |o| o.review = Ok(ReviewReading { hash: HASH.to_owned(), blocked: Some("WebhooksOff".to_owned()) }),
             MigrationPhase::Reviewing,
             MigrationReason::ReviewBlocked,
         ),

@@ -22,7 +22,6 @@ use self::time::{LOOP_INTERVAL, compress_gate, compress_plan};
 use self::visitors::{Entrances, Visitors};
 use self::zone::WeightedZone;
 use super::{ManifestOverride, RehearsalError, RehearsalOptions, RunningRehearsal, SharedGroup, Switch};
-use crate::api::cluster::TransportState;
 use crate::api::migration::{MigrationPhase, MigrationTrack, RECORD_WEIGHT_MAX, TrackProgress};
 use crate::api::{RealtimeApp, RealtimeCluster, RealtimeMigration};
 use crate::config::ServerKind;
@@ -32,7 +31,7 @@ use crate::migration::track::{
     PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof, advance_track,
     needed_queries,
 };
-use crate::prober::ProbeApp;
+use crate::prober::{ProbeApp, prove_track};
 use crate::process::clock::now_ms;
 use crate::protocol::{AppKey, Secret};
 
@@ -252,7 +251,9 @@ impl Move {
         let now = now_ms();
         let mut read = |side: usize, cluster: &RunningRehearsal| {
             let verdict = latest_verdict(cluster);
-            let proof = verdict.as_ref().map_or(TrackProof::Failing("connect".to_owned()), prove_track);
+            let proof = verdict
+                .as_ref()
+                .map_or(TrackProof::Failing("connect".to_owned()), |verdict| prove_track(verdict, ServerKind::Sockjs));
             // A prober that goes on renews its evidence with every verdict.
             self.evidence_ms[side] = now;
             (ProofReading { proof, at_ms: self.evidence_ms[side] }, verdict.map(|verdict| verdict.fingerprint))
@@ -270,7 +271,7 @@ impl Move {
             fingerprint: fingerprint.unwrap_or_default(),
             preflight: obstacle.map_or(PreflightResult::Passed, PreflightResult::Obstacle),
             approved_hash: spec.review.approved_hash.clone().or_else(|| Some(options.review.hash.clone())),
-            review: Some(options.review.clone()),
+            review: Ok(options.review.clone()),
             written,
             answers: Some(answers),
             // A rehearsal has nobody to wait for.
@@ -297,25 +298,4 @@ impl Move {
 
 fn latest_verdict(cluster: &RunningRehearsal) -> Option<Verdict> {
     cluster.prober.as_ref().map(|prober| prober.verdicts.borrow().clone())
-}
-
-/// The proof of the HTTP fallbacks. A gate that is closed for the other server's transports alone does not concern them.
-fn prove_track(verdict: &Verdict) -> TrackProof {
-    let is_ours = |server: ServerKind| server.serves_as(ServerKind::Sockjs);
-    let ours = || verdict.transports.iter().filter(|transport| is_ours(transport.server));
-    if let Some(failing) = ours().find(|transport| transport.state == TransportState::Failing) {
-        return TrackProof::Failing(failing.hop.map(|hop| hop.name().to_owned()).unwrap_or_default());
-    }
-    let all_pass = ours().all(|transport| transport.state == TransportState::Passing);
-    let others_fail = verdict
-        .transports
-        .iter()
-        .any(|transport| !is_ours(transport.server) && transport.state == TransportState::Failing);
-    match verdict.phase {
-        GatePhase::Open | GatePhase::Closed | GatePhase::Refused if all_pass && (verdict.ready || others_fail) => {
-            TrackProof::Passing
-        }
-        GatePhase::Closed | GatePhase::Refused => TrackProof::Failing(String::new()),
-        GatePhase::Open | GatePhase::Proving => TrackProof::Unknown,
-    }
 }

@@ -1,0 +1,73 @@
+//! Reads the snapshot of a move's source, and the key of both snapshots, from the namespace of the move.
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+use kube::api::Api;
+
+use crate::api::migration::SnapshotIdentity;
+use crate::api::{RealtimeMigration, SecretKeyRef};
+use crate::desired::decode_secret;
+use crate::migration::{ClusterSnapshot, PeerExpectations, SecretDigester};
+use crate::operator::context::ControllerContext;
+use crate::operator::secret_reader::SecretUser;
+
+/// Reads the key under which both snapshots are taken.
+///
+/// # Errors
+/// The Secret is missing, lacks the key, or holds one that is too short: the reason with its remedy.
+pub async fn read_digester(
+    context: &ControllerContext,
+    migration: &RealtimeMigration,
+) -> Result<SecretDigester, String> {
+    let wanted = &migration.spec.source.key_secret_ref;
+    let remedy = "print one with `realtime migrate init`, and apply it on both sides";
+    let key = read_secret_key(context, migration, wanted).await.map_err(|error| format!("{error}: {remedy}"))?;
+    SecretDigester::new(&key).map_err(|error| format!("Secret {}: {error}", wanted.name))
+}
+
+/// Reads the snapshot of the source, and checks that it counts.
+///
+/// # Errors
+/// It is missing or does not count: the reason with its remedy.
+pub async fn read_source(
+    context: &ControllerContext,
+    migration: &RealtimeMigration,
+    digester: &SecretDigester,
+    target_uid: &str,
+    now_ms: u64,
+) -> Result<(ClusterSnapshot, SnapshotIdentity), String> {
+    let text = read_text(context, migration).await?;
+    let status = migration.status.as_ref();
+    let has_record = status.is_some_and(|status| status.tracks.iter().any(|track| track.progress.desired.is_some()));
+    let known = status.and_then(|status| status.source.as_ref()).filter(|_| has_record);
+    let expected = PeerExpectations { kind: migration.spec.source.kind, target_uid, known };
+    ClusterSnapshot::parse_peer(&text, digester, expected, now_ms)
+}
+
+async fn read_text(context: &ControllerContext, migration: &RealtimeMigration) -> Result<String, String> {
+    let place = &migration.spec.source.snapshot;
+    let remedy = "publish one with `realtime snapshot` at the source";
+    if let Some(wanted) = &place.secret_ref {
+        return read_secret_key(context, migration, wanted).await.map_err(|error| format!("{error}: {remedy}"));
+    }
+    // The schema demands one of both.
+    let Some(wanted) = &place.config_map_ref else { return Err(format!("source.snapshot has no place: {remedy}")) };
+    let namespace = migration.namespace().unwrap_or_default();
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let found = api.get_opt(&wanted.name).await.map_err(|error| format!("ConfigMap {}: {error}", wanted.name))?;
+    let found = found.ok_or_else(|| format!("ConfigMap {} does not exist: {remedy}", wanted.name))?;
+    let mut data = found.data.unwrap_or_default();
+    data.remove(&wanted.key).ok_or_else(|| format!("ConfigMap {} has no key {}: {remedy}", wanted.name, wanted.key))
+}
+
+async fn read_secret_key(
+    context: &ControllerContext,
+    migration: &RealtimeMigration,
+    wanted: &SecretKeyRef,
+) -> Result<String, String> {
+    let SecretKeyRef { name, key } = wanted;
+    let namespace = migration.namespace().unwrap_or_default();
+    let found = context.secrets.read(&namespace, name, &SecretUser::of(migration)).await;
+    let secret = found.map_err(|error| error.to_string())?.ok_or_else(|| format!("Secret {name} does not exist"))?;
+    decode_secret(&secret).remove(key).ok_or_else(|| format!("Secret {name} has no key {key}"))
+}

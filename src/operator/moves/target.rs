@@ -1,0 +1,106 @@
+//! Takes the snapshot of a move's target from the live objects, in the form in which `realtime snapshot` prints it, so that a
+//! review has one hash wherever it is made.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use crate::api::{RealtimeCluster, RealtimeMigration};
+use crate::desired::decode_secret;
+use crate::migration::{AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, read_server};
+use crate::operator::cluster_snapshot::{
+    digest_registry, is_owned, list_environment_sources, list_registry_secrets, read_owned_servers,
+};
+use crate::operator::context::ControllerContext;
+use crate::operator::secret_reader::SecretUser;
+use crate::process::locks::lock_unpoisoned;
+use crate::protocol::AppId;
+
+/// Time after which apps are digested again: a registry may hold many thousands.
+const APPS_TTL: Duration = Duration::from_mins(1);
+
+/// The apps of a target at a time.
+struct DigestedApps {
+    at: Instant,
+    key_id: String,
+    apps: BTreeMap<AppId, AppDigest>,
+}
+
+/// Takes snapshots, and keeps the apps of each move's target for a while.
+#[derive(Default)]
+pub struct TargetReader {
+    apps: Mutex<HashMap<String, DigestedApps>>,
+}
+
+impl TargetReader {
+    /// Takes the snapshot of a target. A Secret that cannot be read is unknown in it, as are the apps then.
+    pub async fn take_snapshot(
+        &self,
+        context: &ControllerContext,
+        migration: &RealtimeMigration,
+        cluster: &RealtimeCluster,
+        digester: &SecretDigester,
+    ) -> ClusterSnapshot {
+        let live = context.live.children_of_kind(cluster, "Deployment");
+        let parsed = live.iter().filter_map(|found| {
+            let value = serde_json::to_value(&**found).ok()?;
+            serde_json::from_value::<Deployment>(value).ok()
+        });
+        let owned: Vec<Deployment> = parsed.filter(|deployment| is_owned(deployment, cluster)).collect();
+        let (secrets, _) = list_environment_sources(&owned);
+        let mut texts = read_texts(context, migration, secrets).await;
+        let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(digester));
+        let servers = read_owned_servers(owned.iter(), read);
+        let uid = migration.uid().unwrap_or_default();
+        let apps = if let Some(apps) = self.known_apps(&uid, digester) {
+            Some(apps)
+        } else {
+            let name = cluster.name_any();
+            texts.secrets.extend(read_texts(context, migration, list_registry_secrets(&name)).await.secrets);
+            let apps = digest_registry(&name, servers.values(), &texts, digester);
+            let apps = apps.inspect_err(|error| tracing::debug!(error, "apps of the target not read")).ok();
+            if let Some(apps) = apps.clone() {
+                self.keep_apps(uid, digester, apps);
+            }
+            apps
+        };
+        ClusterSnapshot { apps, key_id: Some(digester.key_id()), ..ClusterSnapshot::of_cluster(cluster, servers) }
+    }
+
+    /// Forgets the target of a move that is gone.
+    pub fn forget(&self, uid: &str) {
+        lock_unpoisoned(&self.apps).remove(uid);
+    }
+
+    fn known_apps(&self, uid: &str, digester: &SecretDigester) -> Option<BTreeMap<AppId, AppDigest>> {
+        let all = lock_unpoisoned(&self.apps);
+        let known = all.get(uid).filter(|known| known.key_id == digester.key_id())?;
+        (known.at.elapsed() < APPS_TTL).then(|| known.apps.clone())
+    }
+
+    fn keep_apps(&self, uid: String, digester: &SecretDigester, apps: BTreeMap<AppId, AppDigest>) {
+        let kept = DigestedApps { at: Instant::now(), key_id: digester.key_id(), apps };
+        lock_unpoisoned(&self.apps).insert(uid, kept);
+    }
+}
+
+async fn read_texts(
+    context: &ControllerContext,
+    migration: &RealtimeMigration,
+    names: impl IntoIterator<Item = String>,
+) -> EnvironmentTexts {
+    let (namespace, user) = (migration.namespace().unwrap_or_default(), SecretUser::of(migration));
+    let mut texts = EnvironmentTexts::default();
+    for name in names {
+        match context.secrets.read(&namespace, &name, &user).await {
+            Ok(Some(secret)) => drop(texts.secrets.insert(name, decode_secret(&secret))),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(name, %error, "Secret of the target not read"),
+        }
+    }
+    texts
+}
