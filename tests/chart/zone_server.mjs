@@ -18,7 +18,7 @@ function readQuestion(message) {
 }
 
 /** A running server: `{ address, records, close }`; `records` maps a host to `[{ target, weight, ttl }]`. */
-export async function startZone(records) {
+export async function startZone(records, host = "127.0.0.1") {
   const socket = createSocket("udp4");
   const asked = new Map();
   socket.on("message", (message, from) => {
@@ -43,6 +43,6 @@ export async function startZone(records) {
     record.writeUInt16BE(target.length, 10);
     socket.send(Buffer.concat([head, record, target]), from.port, from.address);
   });
-  await new Promise((resolve) => socket.bind(0, "127.0.0.1", resolve));
-  return { address: `127.0.0.1:${socket.address().port}`, records, close: () => socket.close() };
+  await new Promise((resolve) => socket.bind(0, host, resolve));
+  return { address: `${host}:${socket.address().port}`, records, close: () => socket.close() };
 }

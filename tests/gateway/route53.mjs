@@ -107,6 +107,8 @@ export async function startRoute53(domain) {
     refusals,
     reads: () => reads,
     records: () => [...records.values()],
+    /** Creates or replaces a record, as another writer of the zone does. */
+    put: (record) => void records.set(keyOf(record), record),
     stop() {
       server.closeAllConnections();
       server.close();
