@@ -150,7 +150,9 @@ test("a move waits in a named state until its target is proven, and goes when it
     assert.equal((await get("dnsendpoint", TARGET)).items.length, 1);
     for (const namespace of NAMESPACES) await kubectl(["delete", "realtimecluster/eu", "realtimeapp/shop", "-n", namespace, "--timeout=60s"]);
   }).finally(() => Promise.all([streams.stop(), zone.close()]));
-  assert.deepEqual(refusedRequests(OPERATOR_ACCOUNT, began), []);
+  // A namespace of another file may still be going.
+  const refusals = refusedRequests(OPERATOR_ACCOUNT, began).filter((call) => !/ because it is being terminated$/.test(call));
+  assert.deepEqual(refusals, []);
   await helm(["uninstall", OPERATOR, "--namespace", OPERATOR]);
   await kubectl(["delete", "lease,endpointslice", "--all", "-n", OPERATOR]);
 });

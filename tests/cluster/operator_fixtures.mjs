@@ -39,6 +39,8 @@ function operatorManifest() {
 
 // An operator that is gone first could not say that the clusters' pods have ended.
 tearDown(async () => {
+  // A cluster waits for its move.
+  await kubectl(["delete", "realtimemigrations", "-A", "--all", "--timeout=60s"]);
   await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   await deleteNamespace(OPERATOR_NAMESPACE);
 });

@@ -26,7 +26,6 @@ let zone;
 
 tearDown(async () => {
   await outside.kinesis?.allow();
-  await kubectl(["delete", "realtimemigrations", "--all", "-n", TARGET, "--timeout=90s"]);
   await Promise.all([SOURCE, TARGET].map((namespace) => deleteNamespace(namespace)));
   route53?.stop();
   zone?.close();
