@@ -121,6 +121,11 @@ impl SelfTest {
         Self { test: self.test + 1, pending, next_attempt: webhooks.then(Instant::now), other_reasons: 0 }
     }
 
+    /// Whether a journey is due.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.next_attempt.is_some_and(|at| now >= at)
+    }
+
     /// The journey that is due.
     pub fn take_due(&mut self, now: Instant) -> Option<ControlJourney> {
         self.next_attempt.take_if(|at| now >= *at)?;

@@ -20,8 +20,8 @@ impl JourneySchedule {
     /// Starts the control journey that is due, in a separate task. Through a broken cluster it would say nothing of the gate,
     /// so that it waits for an open gate, or one that it closed itself.
     pub(super) fn attempt_self_test(&mut self, now: Instant) {
-        let is_open = self.verdicts.borrow().phase == GatePhase::Open;
-        if !is_open && !self.evidence.has_gate_fault() {
+        let may_attempt = self.verdicts.borrow().phase == GatePhase::Open || self.evidence.has_gate_fault();
+        if !may_attempt || !self.self_test.is_due(now) {
             return;
         }
         let pairs = self.target_pairs();
