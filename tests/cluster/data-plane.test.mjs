@@ -103,7 +103,7 @@ test("the operator's manifests are accepted, and let it grant Leases to dispatch
   await wait(() => leases("get,list,create,update,delete"), { what: "a Role with the verbs of a dispatcher" });
   const lacking = /attempting to grant RBAC permissions not currently held/;
   await assert.rejects(leases("patch"), lacking);
-  await assert.rejects(role("--verb=get", "--resource=configmaps"), lacking);
+  await assert.rejects(role("--verb=list", "--resource=configmaps"), lacking);
   await deleteNamespace(OPERATOR_NAMESPACE);
 });
 
