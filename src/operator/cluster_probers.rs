@@ -9,7 +9,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{ControllerContext, cluster_key, cluster_ref};
+use super::context::{ControllerContext, cluster_ref, object_key};
 use super::metrics::OperatorMetrics;
 use super::reconcile_error::ReconcileError;
 use crate::api::{RealtimeCluster, Reason};
@@ -85,10 +85,9 @@ impl ClusterProbers {
     /// Stops the probers of clusters that do not exist any more.
     pub fn stop_for_removed_clusters(&self, context: &ControllerContext, store: &Store<RealtimeCluster>) {
         self.lock_running().retain(|name, running| {
-            let exists = store
-                .state()
-                .iter()
-                .any(|cluster| cluster_key(cluster) == *name && cluster.uid().as_deref() == Some(running.uid.as_str()));
+            let exists = store.state().iter().any(|cluster| {
+                object_key(&**cluster) == *name && cluster.uid().as_deref() == Some(running.uid.as_str())
+            });
             if !exists {
                 running.shut_down(context);
             }
@@ -98,7 +97,7 @@ impl ClusterProbers {
 
     /// Stops the prober of a cluster that is being deleted.
     pub fn stop_for_cluster(&self, context: &ControllerContext, cluster: &RealtimeCluster) {
-        if let Some(running) = self.lock_running().remove(&cluster_key(cluster)) {
+        if let Some(running) = self.lock_running().remove(&object_key(cluster)) {
             running.shut_down(context);
         }
     }
@@ -117,7 +116,7 @@ impl ClusterProbers {
         cluster: &RealtimeCluster,
         plan: ProbePlan,
     ) -> Result<ProberFindings, ReconcileError> {
-        let (name, uid) = (cluster_key(cluster), cluster.uid().unwrap_or_default());
+        let (name, uid) = (object_key(cluster), cluster.uid().unwrap_or_default());
         let mut all = self.lock_running();
         if all.get(&name).is_some_and(|running| running.uid != uid)
             && let Some(old) = all.remove(&name)
@@ -177,7 +176,7 @@ impl ClusterProbers {
         plan: Option<ProbePlan>,
     ) -> Result<BTreeMap<String, PodStanding>, ReconcileError> {
         let mut all = self.lock_running();
-        let Some(running) = all.get_mut(&cluster_key(cluster)) else { return Ok(BTreeMap::new()) };
+        let Some(running) = all.get_mut(&object_key(cluster)) else { return Ok(BTreeMap::new()) };
         let Some(plan) = plan else {
             if let Some(former) = running.former.take() {
                 former.stop.cancel();
@@ -201,7 +200,7 @@ impl ClusterProbers {
         name: &str,
     ) -> Result<ProberTask, ReconcileError> {
         let stop = self.shutdown.child_token();
-        let task = format!("{name} of {}", cluster_key(cluster));
+        let task = format!("{name} of {}", object_key(cluster));
         let heartbeat = context.heartbeats.register(task, Some(PROBER_SILENCE_MAX), &stop);
         let reports =
             ProberReports { heartbeat, metrics: context.metrics.journeys.clone(), budget: context.journeys.share() };
@@ -230,14 +229,14 @@ impl ClusterProbers {
     pub fn latest_verdict(&self, cluster: &RealtimeCluster) -> Option<Verdict> {
         let all = self.lock_running();
         let running =
-            all.get(&cluster_key(cluster)).filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref())?;
+            all.get(&object_key(cluster)).filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref())?;
         Some(running.current.prober.verdicts.borrow().clone())
     }
 
     /// The state of each pod of a cluster, by name; empty without a prober.
     pub fn standings(&self, cluster: &RealtimeCluster) -> BTreeMap<String, PodStanding> {
         let all = self.lock_running();
-        let running = all.get(&cluster_key(cluster));
+        let running = all.get(&object_key(cluster));
         let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
         running.map(|running| running.current.prober.pods.borrow().clone()).unwrap_or_default()
     }
@@ -245,14 +244,14 @@ impl ClusterProbers {
     /// The endpoints that each dispatcher of a cluster reported; empty without a prober.
     pub fn endpoint_reports(&self, cluster: &RealtimeCluster) -> Arc<EndpointReports> {
         let all = self.lock_running();
-        let running = all.get(&cluster_key(cluster));
+        let running = all.get(&object_key(cluster));
         let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
         running.map(|running| Arc::clone(&running.current.prober.endpoints.borrow())).unwrap_or_default()
     }
 
     /// Changes the counts of a cluster's prober.
     pub fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
-        if let Some(running) = self.lock_running().get_mut(&cluster_key(cluster)) {
+        if let Some(running) = self.lock_running().get_mut(&object_key(cluster)) {
             count(running);
         }
     }

@@ -156,12 +156,6 @@ async fn publish_with<K: Resource<DynamicType = ()>>(
     }
 }
 
-/// Key of a cluster in maps and logs: `namespace/name`.
-#[must_use]
-pub fn cluster_key(cluster: &RealtimeCluster) -> String {
-    object_key(cluster)
-}
-
 /// Key of an object of a namespace in maps and logs: `namespace/name`.
 #[must_use]
 pub fn object_key<K: Resource>(object: &K) -> String {

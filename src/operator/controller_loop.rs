@@ -14,7 +14,7 @@ use kube::runtime::events::EventType;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::Instrument;
 
-use super::context::{ControllerContext, RECONCILE_TIMEOUT, SharedContext, cluster_key, object_key};
+use super::context::{ControllerContext, RECONCILE_TIMEOUT, SharedContext, object_key};
 use super::controller_progress::{CONTROLLER_SILENCE_MAX, ControllerProgress, PROGRESS_CHECK_INTERVAL};
 use super::metrics::{ControllerName, ReconcileResult};
 use super::reconcile_error::ReconcileError;
@@ -47,7 +47,7 @@ pub async fn drive_controller<F, R>(
     let bounded_reconcile = move |cluster: Arc<RealtimeCluster>, context: SharedContext| {
         let (reconcile, progress) = (reconcile.clone(), running.clone());
         async move {
-            let key = cluster_key(&cluster);
+            let key = object_key(&*cluster);
             progress.begin(&key);
             let span = tracing::info_span!("reconcile", controller = name.name(), cluster = key);
             let work = async { reconcile(context.clone(), cluster.clone()).await };
@@ -71,7 +71,7 @@ pub async fn drive_controller<F, R>(
     };
     let policy = move |cluster: Arc<RealtimeCluster>, failed: &FailedReconcile, context: SharedContext| {
         let backoff = context.count_failure(name.name(), &*cluster, &failed.0);
-        policy_progress.finish(&cluster_key(&cluster), Some(backoff));
+        policy_progress.finish(&object_key(&*cluster), Some(backoff));
         Action::requeue(backoff)
     };
     let mut results = pin!(controller.run(bounded_reconcile, policy, context));
@@ -95,7 +95,7 @@ pub async fn drive_controller<F, R>(
 /// Runs one reconcile to its end, its timeout or its panic, and counts it.
 ///
 /// # Errors
-/// Those of the reconcile, or it did not end well.
+/// The reconcile returns an error, exceeds its time limit or panics.
 pub async fn run_bounded<K: Resource<DynamicType = ()>>(
     name: ControllerName,
     context: &ControllerContext,

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster_probers::ClusterProbers;
-use super::context::{ControllerContext, SharedContext, cluster_key};
+use super::context::{ControllerContext, SharedContext, object_key};
 use super::controller_loop::drive_controller;
 use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
@@ -368,7 +368,7 @@ fn filter_changed(
 ) -> impl Stream<Item = Arc<RealtimeCluster>> + Send + 'static {
     let mut known: HashMap<String, u64> = HashMap::new();
     clusters.filter(move |cluster| {
-        let key = cluster_key(cluster);
+        let key = object_key(&**cluster);
         // A cluster that is being deleted passes each time, so that its entry can go.
         let changed = if cluster.metadata.deletion_timestamp.is_some() {
             known.remove(&key);

@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::context::{ControllerContext, cluster_key};
+use super::context::{ControllerContext, object_key};
 use super::dereference;
 use super::managed_stream::{ManagedStream, StreamFinding, StreamTexts};
 use super::stream_ownership::StreamOwner;
@@ -54,7 +54,7 @@ pub async fn reconcile_stream(
 /// The owner in the tags of the cluster's streams.
 pub fn find_owner(context: &ControllerContext, cluster: &RealtimeCluster) -> StreamOwner {
     StreamOwner {
-        tag: format!("{}/{}", context.kubernetes_uid, cluster_key(cluster)),
+        tag: format!("{}/{}", context.kubernetes_uid, object_key(cluster)),
         uid: cluster.uid().unwrap_or_default(),
     }
 }
