@@ -9,15 +9,14 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::reflector::Store;
-use serde_json::json;
 
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
+use super::status::apply_status;
 use crate::api::app::{AppClusterStatus, AppEndpointStatus, RealtimeAppStatus};
 use crate::api::conditions::condition;
-use crate::api::{API_GROUP, RealtimeApp, RealtimeCluster, Reason};
+use crate::api::{RealtimeApp, RealtimeCluster, Reason};
 use crate::desired::{RefusalCause, RefusedApp};
 use crate::gate::RegistryHistory;
 use crate::prober::PodStanding;
@@ -317,17 +316,9 @@ async fn write_status(
         return Ok(true);
     }
     context.ensure_leader()?;
-    let (name, namespace) = (app.name_any(), app.namespace().unwrap_or_default());
-    let body = json!({
-        "apiVersion": format!("{API_GROUP}/v1alpha1"),
-        "kind": "RealtimeApp",
-        // Another cluster may write its own entry meanwhile.
-        "metadata": { "name": name, "namespace": namespace, "resourceVersion": app.resource_version() },
-        "status": status,
-    });
-    let api: Api<RealtimeApp> = Api::namespaced(context.client.clone(), &namespace);
-    match api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(body)).await {
-        Ok(_) => Ok(true),
+    match apply_status(context, app, FIELD_MANAGER, &status).await {
+        Ok(()) => Ok(true),
+        // Another cluster may have written its own entry meanwhile.
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(false),
         Err(error) => Err(ReconcileError::from_call("writing an app's status", &error)),
     }
@@ -335,6 +326,8 @@ async fn write_status(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::api::fixture::applied_cluster;
 

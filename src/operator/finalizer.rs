@@ -4,10 +4,14 @@
 //! ended cannot write its checkpoint, and a later cluster that adopts the stream sends every webhook since again. So a
 //! finalizer keeps the cluster until its pods have ended; the garbage collector deletes the rest.
 
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::context::ControllerContext;
@@ -121,18 +125,22 @@ fn is_expected_to_end(pod: &Pod, cluster: &str, now: i64) -> bool {
     replica && !overdue
 }
 
-async fn patch_finalizers(
+/// Replaces the finalizers of an object in the version that was read: another controller may have added one since.
+///
+/// # Errors
+/// The lease is lost, the object changed, or the API server does not answer.
+pub async fn patch_finalizers<K>(
     context: &ControllerContext,
-    cluster: &RealtimeCluster,
+    object: &K,
     finalizers: Vec<&str>,
-) -> Result<(), ReconcileError> {
+) -> Result<(), ReconcileError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
     context.ensure_leader()?;
-    let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
-    let api: Api<RealtimeCluster> = Api::namespaced(context.client.clone(), &namespace);
-    // Holds only for the version that was read: another controller may have added a finalizer since.
-    let patch = json!({
-        "metadata": { "resourceVersion": cluster.metadata.resource_version, "finalizers": finalizers }
-    });
+    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    let patch = json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": finalizers } });
     let parameters = PatchParams { field_manager: Some(apply::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     match api.patch(&name, &parameters, &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),

@@ -1,13 +1,19 @@
 //! Writes the status: each controller its own conditions and fields, and only when one of them changed.
 
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
-use crate::api::{API_GROUP, RealtimeCluster, Reason};
+use crate::api::{RealtimeCluster, Reason};
 
 /// New content of one condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,23 +60,36 @@ pub async fn write(
 ) -> Result<(), ReconcileError> {
     let Some(status) = merge_status(cluster, &part, Timestamp::now()) else { return Ok(()) };
     context.ensure_leader()?;
-    let metadata = &cluster.metadata;
-    let (name, namespace) = (metadata.name.clone().unwrap_or_default(), metadata.namespace.clone().unwrap_or_default());
-    let body = json!({
-        "apiVersion": format!("{API_GROUP}/v1alpha1"),
-        "kind": "RealtimeCluster",
-        // Holds only for the version that was read: a decision on an older version must be repeated.
-        "metadata": { "name": name, "namespace": namespace, "resourceVersion": metadata.resource_version },
-        "status": status,
-    });
-    let api: Api<RealtimeCluster> = Api::namespaced(context.client.clone(), &namespace);
-    let parameters = PatchParams::apply(part.manager).force();
-    match api.patch_status(&name, &parameters, &Patch::Apply(body)).await {
-        Ok(_) => Ok(()),
+    match apply_status(context, cluster, part.manager, &status).await {
+        Ok(()) => Ok(()),
         // The object was deleted: it has no status any more.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(ReconcileError::from_call("writing the status", &error)),
     }
+}
+
+/// Applies the status of an object in the version that was read: a decision on an older version must be repeated.
+///
+/// # Errors
+/// The API server refuses the status, because the object changed or for another reason, or does not answer.
+pub async fn apply_status<K>(
+    context: &ControllerContext,
+    object: &K,
+    manager: &str,
+    status: &impl Serialize,
+) -> Result<(), kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": { "name": name, "namespace": namespace, "resourceVersion": object.resource_version() },
+        "status": status,
+    });
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    api.patch_status(&name, &PatchParams::apply(manager).force(), &Patch::Apply(body)).await.map(drop)
 }
 
 /// Builds the status to write; `None` when the object already has it.

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
-use serde_json::json;
 
 use super::observation::{
     ClusterObservations, TrackView, VerdictSource, WrittenRecord, find_rival, is_written_here, observe_track,
@@ -18,15 +17,17 @@ use super::zone_reader::ZoneQuery;
 use super::zone_sampler::ZoneSampler;
 use crate::api::migration::{
     MigrationPhase, MigrationReason, MigrationTrack, RealtimeMigrationStatus, TrackProgress, TrackStatus,
+    TrackTransport,
 };
-use crate::api::{API_GROUP, RealtimeCluster, RealtimeMigration};
-use crate::kubernetes::apply::FIELD_MANAGER;
+use crate::api::{RealtimeCluster, RealtimeMigration};
 use crate::migration::endpoint_name;
 use crate::migration::track::{
     TrackAction, TrackObservations, TrackPlan, advance_track, describe_track, needed_queries, share_of, summarize_move,
 };
 use crate::operator::context::{ControllerContext, SharedContext};
+use crate::operator::finalizer::patch_finalizers;
 use crate::operator::reconcile_error::ReconcileError;
+use crate::operator::status::apply_status;
 
 /// Finalizer that keeps a move until its record is removed, or stays by intention.
 pub const RECORD_FINALIZER: &str = "realtime-operator.dev/record";
@@ -75,11 +76,7 @@ impl MoveDriver {
             if migration.metadata.deletion_timestamp.is_some() {
                 return Ok(None);
             }
-            let add = |finalizers: &mut Vec<String>| {
-                finalizers.retain(|found| found != RECORD_FINALIZER);
-                finalizers.push(RECORD_FINALIZER.to_owned());
-            };
-            edit_finalizers(&self.context, migration, add).await?;
+            set_finalizer(&self.context, migration, true).await?;
             return Ok(Some(Duration::ZERO));
         }
         let now_ms = (self.clock)();
@@ -94,11 +91,14 @@ impl MoveDriver {
         let statuses = decided.iter().map(|track| track.status.clone()).collect();
         let generation = migration.metadata.generation.unwrap_or_default();
         let mut status = summarize_move(statuses, generation, &former, Timestamp::now());
-        status.source =
-            clusters.source.as_ref().ok().map(|(_, identity)| identity.clone()).or_else(|| former.source.clone());
+        if let Ok((_, identity)) = &clusters.source {
+            status.source = Some(identity.clone());
+        }
         self.report_metrics(migration, &decided, &status, now_ms);
         if is_news(&former, &status) {
-            store_status(&self.context, migration, &status).await?;
+            self.context.ensure_leader()?;
+            let written = apply_status(&self.context, migration, STATUS_MANAGER, &status).await;
+            written.map_err(|error| ReconcileError::from_call("writing the status of a move", &error))?;
             self.publish_changes(migration, &former, &status).await;
         }
         let is_released = self.carry_out(migration, &decided).await?;
@@ -117,15 +117,16 @@ impl MoveDriver {
         now_ms: u64,
     ) -> DecidedTrack<'a> {
         let plan = TrackPlan::of_track(&migration.spec, track);
-        let progress = find_progress(migration, track);
+        let known = find_status(migration.status.as_ref(), track.transport);
+        let progress = known.map(|known| known.progress.clone()).unwrap_or_default();
         let queries = count_queries(&plan, &progress);
         let query = ZoneQuery { host: track.host.clone(), target: track.target_host.clone(), queries };
         let interval = reading_interval(progress.phase);
         let key = sampling_key(migration, track);
         let zone = self.sampler.latest(&key, &query, interval, now_ms);
-        let written = match self.read_written(migration, track).await {
+        let written = match self.read_written(migration, track, progress.phase).await {
             Ok(written) => written,
-            Err(message) => return keep_decision(migration, track, &plan, &progress, message),
+            Err(message) => return keep_decision(track, &plan, known, message),
         };
         let others = self.context.live.migrations.find_all(|_| true);
         let obstacle = waits_for
@@ -147,6 +148,7 @@ impl MoveDriver {
         &self,
         migration: &RealtimeMigration,
         track: &MigrationTrack,
+        phase: MigrationPhase,
     ) -> Result<WrittenRecord, String> {
         if !is_written_here(track) {
             return Ok(WrittenRecord::External);
@@ -154,7 +156,6 @@ impl MoveDriver {
         match read_record(&self.context, migration, track).await {
             Ok(live) => Ok(WrittenRecord::Object(live.map(Box::new))),
             Err(error) if error.is_unavailable() => {
-                let phase = find_progress(migration, track).phase;
                 let reason = format!(
                     "DNSEndpointUnavailable: {error}; external-dns needs its CRD and the source `crd`, or write engine: External"
                 );
@@ -196,8 +197,7 @@ impl MoveDriver {
         }
         let may_go = decided.iter().all(|track| track.actions.contains(&TrackAction::ReleaseObject));
         if may_go && migration.metadata.deletion_timestamp.is_some() {
-            let remove = |finalizers: &mut Vec<String>| finalizers.retain(|found| found != RECORD_FINALIZER);
-            edit_finalizers(&self.context, migration, remove).await?;
+            set_finalizer(&self.context, migration, false).await?;
             return Ok(true);
         }
         Ok(false)
@@ -211,7 +211,7 @@ impl MoveDriver {
         status: &RealtimeMigrationStatus,
     ) {
         for track in &status.tracks {
-            let before = former.tracks.iter().find(|found| found.transport == track.transport);
+            let before = find_status(Some(former), track.transport);
             let state = |track: &TrackStatus| (track.progress.phase, track.reason);
             if before.map(state) == Some(state(track)) {
                 continue;
@@ -264,10 +264,9 @@ fn sampling_key(migration: &RealtimeMigration, track: &MigrationTrack) -> String
     format!("{} {}", migration.uid().unwrap_or_default(), endpoint_name(migration, track))
 }
 
-fn find_progress(migration: &RealtimeMigration, track: &MigrationTrack) -> TrackProgress {
-    let tracks = migration.status.iter().flat_map(|status| &status.tracks);
-    let known = tracks.into_iter().find(|found| found.transport == track.transport);
-    known.map(|found| found.progress.clone()).unwrap_or_default()
+/// The status of a track as it was written last.
+fn find_status(status: Option<&RealtimeMigrationStatus>, track: TrackTransport) -> Option<&TrackStatus> {
+    status?.tracks.iter().find(|found| found.transport == track)
 }
 
 /// Whether a phase has a record, or ended with one.
@@ -303,15 +302,12 @@ fn count_queries(plan: &TrackPlan, progress: &TrackProgress) -> u32 {
 
 /// A track about which nothing is decided at this turn.
 fn keep_decision<'a>(
-    migration: &RealtimeMigration,
     track: &'a MigrationTrack,
     plan: &TrackPlan,
-    progress: &TrackProgress,
+    known: Option<&TrackStatus>,
     message: String,
 ) -> DecidedTrack<'a> {
-    let known = migration.status.iter().flat_map(|status| &status.tracks);
-    let known = known.into_iter().find(|found| found.transport == track.transport).cloned();
-    let mut status = known.unwrap_or_else(|| TrackStatus {
+    let mut status = known.cloned().unwrap_or_else(|| TrackStatus {
         transport: track.transport,
         host: track.host.clone(),
         step: format!("0/{}", plan.steps.len()),
@@ -320,10 +316,10 @@ fn keep_decision<'a>(
         observed: "not known".to_owned(),
         source_weight: plan.source_weight,
         bake_left: String::new(),
-        reason: progress.reason,
+        reason: TrackProgress::default().reason,
         message: String::new(),
         next_step: String::new(),
-        progress: progress.clone(),
+        progress: TrackProgress::default(),
     });
     "nothing is decided until the record can be read: mend what the message names".clone_into(&mut status.next_step);
     status.message = message;
@@ -377,47 +373,19 @@ fn judge_event(track: &TrackStatus) -> EventType {
     }
 }
 
-/// Writes the status, for the version that was read: a decision on an older one must be repeated.
-async fn store_status(
+/// Sets or removes the finalizer on the object as it is now: the status that was just written made another version.
+async fn set_finalizer(
     context: &ControllerContext,
     migration: &RealtimeMigration,
-    status: &RealtimeMigrationStatus,
+    is_wanted: bool,
 ) -> Result<(), ReconcileError> {
-    context.ensure_leader()?;
-    let (name, namespace) = (migration.name_any(), migration.namespace().unwrap_or_default());
-    let body = json!({
-        "apiVersion": format!("{API_GROUP}/v1alpha1"),
-        "kind": "RealtimeMigration",
-        "metadata": { "name": name, "namespace": namespace, "resourceVersion": migration.resource_version() },
-        "status": status,
-    });
-    let api: Api<RealtimeMigration> = Api::namespaced(context.client.clone(), &namespace);
-    let written = api.patch_status(&name, &PatchParams::apply(STATUS_MANAGER).force(), &Patch::Apply(body)).await;
-    written.map(drop).map_err(|error| ReconcileError::from_call("writing the status of a move", &error))
-}
-
-/// Changes the finalizers of the object as it is now: the status that was just written made another version.
-async fn edit_finalizers(
-    context: &ControllerContext,
-    migration: &RealtimeMigration,
-    edit: impl FnOnce(&mut Vec<String>),
-) -> Result<(), ReconcileError> {
-    context.ensure_leader()?;
     let (name, namespace) = (migration.name_any(), migration.namespace().unwrap_or_default());
     let api: Api<RealtimeMigration> = Api::namespaced(context.client.clone(), &namespace);
-    let failed = |error: kube::Error| ReconcileError::from_call("writing the finalizer of a move", &error);
-    let Some(live) = api.get_opt(&name).await.map_err(failed)?.filter(|live| live.uid() == migration.uid()) else {
-        return Ok(());
-    };
-    let mut finalizers = live.finalizers().to_vec();
-    edit(&mut finalizers);
-    let patch = json!({ "metadata": { "resourceVersion": live.resource_version(), "finalizers": finalizers } });
-    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    match api.patch(&name, &parameters, &Patch::Merge(patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        Err(error) => Err(failed(error)),
-    }
+    let live = api.get_opt(&name).await.map_err(|error| ReconcileError::from_call("reading a move", &error))?;
+    let Some(live) = live.filter(|live| live.uid() == migration.uid()) else { return Ok(()) };
+    let others = live.finalizers().iter().map(String::as_str).filter(|found| *found != RECORD_FINALIZER);
+    let finalizers = others.chain(is_wanted.then_some(RECORD_FINALIZER)).collect();
+    patch_finalizers(context, &live, finalizers).await
 }
 
 #[cfg(test)]

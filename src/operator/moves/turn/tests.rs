@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::{reflector, watcher};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
