@@ -1,13 +1,14 @@
 //! Snapshots of the clusters that an API server has.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::Client;
 use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
 
 use super::cluster_api::describe_error;
 use crate::api::RealtimeCluster;
+use crate::kubernetes::apply::is_owned_by;
 use crate::migration::{ClusterSnapshot, EnvironmentTexts, read_server};
-use crate::operator::{is_owned, read_owned_servers};
+use crate::operator::read_owned_servers;
 
 /// Selects the Deployments of all clusters.
 pub const DEPLOYMENT_SELECTOR: &str = "app.kubernetes.io/name=realtime,app.kubernetes.io/managed-by=realtime-operator";
@@ -31,7 +32,8 @@ pub async fn read_snapshots(client: &Client, namespace: Option<&str>) -> Result<
         .iter()
         .map(|cluster| {
             let texts = EnvironmentTexts::default();
-            let owned = deployments.iter().filter(|found| is_owned(found, cluster));
+            let uid = cluster.uid().unwrap_or_default();
+            let owned = deployments.iter().filter(|found| is_owned_by(*found, &uid));
             let servers = read_owned_servers(owned, |deployment| read_server(deployment, None, &texts, None));
             ClusterSnapshot::of_cluster(cluster, servers)
         })

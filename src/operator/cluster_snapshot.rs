@@ -6,7 +6,6 @@ use std::str::FromStr;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 
-use crate::api::RealtimeCluster;
 use crate::config::{ServerKind, name};
 use crate::desired::derive_probe_id;
 use crate::desired::render::{COMPONENT_LABEL, registry_secret_name};
@@ -16,13 +15,6 @@ use crate::migration::{
 };
 use crate::protocol::AppId;
 use crate::protocol::registry::{AppRegistry, BUCKET_COUNT, file_name};
-
-/// Whether the cluster owns the Deployment.
-#[must_use]
-pub fn is_owned(deployment: &Deployment, cluster: &RealtimeCluster) -> bool {
-    let uid = cluster.uid().unwrap_or_default();
-    deployment.owner_references().iter().any(|owner| owner.uid == uid)
-}
 
 /// The servers of a cluster: the Deployments that it owns by their label, each read by `read`. One without a container is
 /// left out: it serves nobody.

@@ -79,9 +79,7 @@ mod watches;
 mod workload_controller;
 
 pub use cluster_inputs::ClusterReferences;
-pub use cluster_snapshot::{
-    digest_registry, is_owned, list_environment_sources, list_registry_secrets, read_owned_servers,
-};
+pub use cluster_snapshot::{digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers};
 pub use controllers::{LEADER_LEASE_NAME, OperatorSettings, run};
 pub use dereference::generated_secret_name;
 pub use gate_controller::compute_fingerprint;

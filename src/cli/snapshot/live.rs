@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::Client;
 use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
 
 use super::super::cluster_api::{build_cluster_api, describe_error};
 use super::super::live_snapshots::DEPLOYMENT_SELECTOR;
 use super::ForeignDeployment;
 use crate::desired::decode_secret;
+use crate::kubernetes::apply::is_owned_by;
 use crate::migration::{ClusterSnapshot, EnvironmentTexts, SecretDigester, SnapshotOrigin, read_server};
-use crate::operator::{digest_registry, is_owned, list_environment_sources, list_registry_secrets, read_owned_servers};
+use crate::operator::{digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers};
 use crate::process::clock::now_ms;
 
 /// Reads one namespace of an API server.
@@ -39,7 +40,8 @@ impl LiveReader {
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
         let listed = deployments.list(&ListParams::default().labels(DEPLOYMENT_SELECTOR)).await;
         let deployments = listed.map_err(|error| describe_error(&error))?.items;
-        let owned: Vec<Deployment> = deployments.into_iter().filter(|found| is_owned(found, &cluster)).collect();
+        let uid = cluster.uid().unwrap_or_default();
+        let owned: Vec<Deployment> = deployments.into_iter().filter(|found| is_owned_by(found, &uid)).collect();
         let texts = self.read_texts(&owned, list_registry_secrets(name)).await;
         let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(&self.digester));
         let servers = read_owned_servers(owned.iter(), read);

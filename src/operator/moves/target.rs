@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use crate::api::{RealtimeCluster, RealtimeMigration};
 use crate::desired::decode_secret;
+use crate::kubernetes::apply::is_owned_by;
 use crate::migration::{AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, read_server};
 use crate::operator::cluster_snapshot::{
-    digest_registry, is_owned, list_environment_sources, list_registry_secrets, read_owned_servers,
+    digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers,
 };
 use crate::operator::context::ControllerContext;
 use crate::operator::secret_reader::SecretUser;
@@ -45,12 +46,9 @@ impl TargetReader {
         cluster: &RealtimeCluster,
         digester: &SecretDigester,
     ) -> ClusterSnapshot {
-        let live = context.live.children_of_kind(cluster, "Deployment");
-        let parsed = live.iter().filter_map(|found| {
-            let value = serde_json::to_value(&**found).ok()?;
-            serde_json::from_value::<Deployment>(value).ok()
-        });
-        let owned: Vec<Deployment> = parsed.filter(|deployment| is_owned(deployment, cluster)).collect();
+        let cluster_uid = cluster.uid().unwrap_or_default();
+        let mut owned = context.live.deployments_of(cluster);
+        owned.retain(|deployment| is_owned_by(deployment, &cluster_uid));
         let (secrets, _) = list_environment_sources(&owned);
         let mut texts = read_texts(context, migration, secrets).await;
         let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(digester));
