@@ -209,7 +209,7 @@ async fn update_app_statuses(
     let rendered_versions: HashSet<_> = read.apps.iter().map(version).collect();
     let (name, reports) = (cluster.name_any(), ReportIndex::new(found.endpoints));
     let (mut endpoint_writes, mut progress_writes) = (0, 0);
-    let (mut due, mut waiting) = (Vec::new(), 0);
+    let mut due = Vec::new();
     for app in context.live.apps_of(cluster).into_iter().filter(|app| rendered_versions.contains(&version(app))) {
         let id = AppId(app.spec.app_id.clone());
         let pods = {
@@ -222,10 +222,9 @@ async fn update_app_statuses(
             .filter(|endpoints| has_news(&app, &name, endpoints));
         endpoint_writes += usize::from(endpoints.is_some());
         let view = ClusterView { cluster, refused: found.refused.get(&app.name_any()), pods, endpoints };
-        progress_writes += usize::from(view.is_progress(&app));
-        if view.is_progress(&app) && progress_writes > PROGRESS_WRITES_MAX {
-            waiting += 1;
-        } else {
+        let is_progress = view.is_progress(&app);
+        progress_writes += usize::from(is_progress);
+        if !is_progress || progress_writes <= PROGRESS_WRITES_MAX {
             due.push((app, view));
         }
     }
@@ -235,7 +234,8 @@ async fn update_app_statuses(
         writes.push(async move { update_app_status(context, &app, &view, clusters).await });
     }
     let settled = stream::iter(writes).buffer_unordered(CONCURRENT_WRITES_MAX);
-    settled.try_fold(waiting == 0, |all, settled| std::future::ready(Ok(all && settled))).await
+    let all_due = progress_writes <= PROGRESS_WRITES_MAX;
+    settled.try_fold(all_due, |all, settled| std::future::ready(Ok(all && settled))).await
 }
 
 /// The rendered registry, compared with the Secrets that exist.

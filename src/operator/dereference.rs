@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -12,7 +13,7 @@ use rand::distr::{Alphanumeric, SampleString};
 use super::cluster_inputs::{ClusterReferences, Dereferenced, decode_secrets};
 use super::context::ControllerContext;
 use super::reconcile_error::ReconcileError;
-use super::secret_reader::SecretUser;
+use super::secret_reader::{FOUND_TTL, SecretUser};
 use super::stream_settings::build_stream_settings;
 use crate::api::{RealtimeCluster, Reason};
 use crate::config::Release;
@@ -52,8 +53,8 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         let names = desired::app_secret_names(app).chain(desired::header_secret_names(app));
         references.extend(names.map(|name| (name.to_owned(), user.clone())));
     }
-    let secrets = read_secrets(context, &namespace, references).await?;
-    let of_apps = read_app_secrets(context, &namespace, generated_for_apps).await?;
+    let secrets = read_secrets(context, &namespace, references, FOUND_TTL).await?;
+    let of_apps = read_secrets(context, &namespace, generated_for_apps, context.secrets.app_ttl()).await?;
     let name = generated_secret_name(cluster);
     let generated = context.secrets.read(&namespace, &name, &of_cluster).await?;
     let uid = cluster.uid().unwrap_or_default();
@@ -92,7 +93,7 @@ pub async fn read_cluster_secrets(
     cluster: &RealtimeCluster,
 ) -> Result<SecretTexts, ReconcileError> {
     let namespace = cluster.namespace().unwrap_or_default();
-    Ok(decode_secrets(&read_secrets(context, &namespace, list_cluster_references(cluster)).await?))
+    Ok(decode_secrets(&read_secrets(context, &namespace, list_cluster_references(cluster), FOUND_TTL).await?))
 }
 
 fn list_cluster_references(cluster: &RealtimeCluster) -> Vec<(String, SecretUser)> {
@@ -105,31 +106,13 @@ async fn read_secrets(
     context: &ControllerContext,
     namespace: &str,
     references: Vec<(String, SecretUser)>,
+    found_ttl: Duration,
 ) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError> {
     let read = |(name, user): (String, SecretUser)| async move {
-        let found = context.secrets.read(namespace, &name, &user).await?;
-        Ok(found.map(|secret| (name, secret)))
+        let found = context.secrets.read_within(namespace, &name, &user, found_ttl).await?;
+        Ok::<_, ReconcileError>(found.map(|secret| (name, secret)))
     };
-    collect_secrets(references.into_iter().map(read)).await
-}
-
-async fn read_app_secrets(
-    context: &ControllerContext,
-    namespace: &str,
-    references: Vec<(String, SecretUser)>,
-) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError> {
-    let read = |(name, user): (String, SecretUser)| async move {
-        let found = context.secrets.read_of_app(namespace, &name, &user).await?;
-        Ok(found.map(|secret| (name, secret)))
-    };
-    collect_secrets(references.into_iter().map(read)).await
-}
-
-async fn collect_secrets<F>(reads: impl Iterator<Item = F>) -> Result<BTreeMap<String, Arc<Secret>>, ReconcileError>
-where
-    F: Future<Output = Result<Option<(String, Arc<Secret>)>, ReconcileError>>,
-{
-    let found: Vec<_> = stream::iter(reads).buffer_unordered(CONCURRENT_READS_MAX).try_collect().await?;
+    let found: Vec<_> = stream::iter(references).map(read).buffer_unordered(CONCURRENT_READS_MAX).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
 
