@@ -129,17 +129,8 @@ impl JourneySchedule {
         if entrance.has_large_events {
             channels.padding_bytes = LARGE_EVENT_BYTES;
         }
-        let route = JourneyRoute {
-            transport,
-            companions: self.find_companions(transport, &entrance),
-            entrance,
-            channels,
-            turn: self.journey_count,
-            shards: self.shards.clone(),
-            app: self.context.plan.app.id.clone(),
-            fingerprint: self.context.plan.fingerprint.clone(),
-            control: None,
-        };
+        let companions = self.find_companions(transport, &entrance);
+        let route = JourneyRoute { companions, ..self.build_route(transport, entrance, channels) };
         self.journey_count += 1;
         *self.underway.entry(pair.clone()).or_default() += 1;
         let (context, results, running) = (self.context.clone(), self.results.clone(), self.journey_slots.clone());
@@ -165,6 +156,26 @@ impl JourneySchedule {
             };
             let _ = results.send(ScheduleEvent::JourneyEnded(journey)).await;
         });
+    }
+
+    /// The route of the next journey, without companions.
+    pub(super) fn build_route(
+        &self,
+        transport: Transport,
+        entrance: Entrance,
+        channels: JourneyChannels,
+    ) -> JourneyRoute {
+        JourneyRoute {
+            transport,
+            companions: Companions::NotApplicable,
+            entrance,
+            channels,
+            turn: self.journey_count,
+            shards: self.shards.clone(),
+            app: self.context.plan.app.id.clone(),
+            fingerprint: self.context.plan.fingerprint.clone(),
+            control: None,
+        }
     }
 
     /// Channels for the next journey: its private one falls into the shard whose turn it is.

@@ -5,7 +5,7 @@ use tracing::Instrument;
 
 use super::Entrance;
 use super::control_journey::{EndedControl, SelfTestFinding};
-use super::journey::{Companions, JourneyRoute, run_journey};
+use super::journey::{JourneyRoute, run_journey};
 use super::scheduler::{JourneySchedule, ScheduleEvent};
 use crate::gate::{GatePhase, JourneyOutcome};
 
@@ -29,17 +29,8 @@ impl JourneySchedule {
         let Some((transport, edge)) = admitted.get(self.journey_count % admitted.len().max(1)) else { return };
         let Some(channels) = self.choose_channels() else { return };
         let Some(control) = self.self_test.take_due(now) else { return };
-        let route = JourneyRoute {
-            transport: *transport,
-            companions: Companions::NotApplicable,
-            entrance: Entrance::from(edge),
-            channels,
-            turn: self.journey_count,
-            shards: self.shards.clone(),
-            app: self.context.plan.app.id.clone(),
-            fingerprint: self.context.plan.fingerprint.clone(),
-            control: Some(control),
-        };
+        let route =
+            JourneyRoute { control: Some(control), ..self.build_route(*transport, Entrance::from(edge), channels) };
         let (context, results, test) = (self.context.clone(), self.results.clone(), self.self_test.test);
         let budget = self.process.budget.budget();
         let span = tracing::info_span!("control journey", control = ?control, entrance = route.entrance.name);
