@@ -13,7 +13,7 @@ use fred::interfaces::{KeysInterface, SetsInterface};
 use fred::types::Expiration;
 
 use super::super::{BusError, ChannelKey};
-use super::client::{PIPELINE_COMMANDS_MAX, to_bus_error};
+use super::client::{PIPELINE_COMMANDS_MAX, to_bus_error, whole_seconds};
 use super::keys::{self, KeySpace};
 use crate::protocol::{AppId, ChannelKind};
 
@@ -25,10 +25,6 @@ const APP_INDEX_MARK_TTL: Duration = Duration::from_mins(30);
 
 /// Time between two refreshes of a process's indexes of apps.
 pub(super) const APP_INDEX_REFRESH_INTERVAL: Duration = Duration::from_mins(10);
-
-fn whole_seconds(ttl: Duration) -> i64 {
-    i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX)
-}
 
 /// Whether the channel can be listed: those of the server's own cannot.
 pub(super) fn is_listed(subject: &ChannelKey) -> bool {

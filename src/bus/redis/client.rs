@@ -197,6 +197,11 @@ fn parse_store_status(text: &str, clustered: bool) -> StoreStatus {
     StoreStatus { run_id: run, age_ms, is_replica, unusable_reason }
 }
 
+/// Seconds of an expiry, as commands take them.
+pub(super) fn whole_seconds(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// Converts an error of the store, with a remedy where its own text has none.
 #[expect(clippy::needless_pass_by_value, reason = "given to `map_err`")]
 pub(super) fn to_bus_error(error: fred::error::Error) -> BusError {

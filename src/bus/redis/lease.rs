@@ -211,9 +211,8 @@ pub(super) async fn release_lease(core: &MembershipCore) {
     if is_empty && core.is_available() {
         // If this fails, the lease expires and the sweeper finds an empty index.
         let _ = core.client.zrem::<(), _, _>(core.names.leases_key(), process.as_str()).await;
-        for key in [core.names.channel_index_key(&process), core.names.app_index_mark_key(&process)] {
-            let _ = core.client.del::<(), _>(key).await;
-        }
+        let keys = vec![core.names.channel_index_key(&process), core.names.app_index_mark_key(&process)];
+        let _ = core.client.del::<(), _>(keys).await;
         turn.is_released = true;
     }
 }

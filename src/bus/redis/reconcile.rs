@@ -193,9 +193,7 @@ async fn sweep_process(core: &Arc<MembershipCore>, dead: &str) -> Result<(), Bus
     }
     core.client.zrem::<(), _, _>(core.names.leases_key(), dead).await.map_err(to_bus_error)?;
     let keys = vec![claim, core.names.app_index_mark_key(dead)];
-    for key in keys {
-        core.client.del::<(), _>(key).await.map_err(to_bus_error)?;
-    }
+    core.client.del::<(), _>(keys).await.map_err(to_bus_error)?;
     core.state().dead_processes.retain(|process| process != dead);
     tracing::info!(process = dead, channels, transitions, ms, "dead process swept");
     Ok(())

@@ -9,7 +9,7 @@ use fred::types::{Expiration, SetOptions};
 use super::super::BusError;
 use super::super::load::{EdgeLoad, LOAD_TTL};
 use super::super::relay::{HeartbeatResponse, LOST_SENDS_MAX, PEER_LEASE_TTL, RelayPeer, SESSION_ENTRY_TTL};
-use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, to_bus_error};
+use super::client::{PIPELINE_COMMANDS_MAX, evaluate_script, malformed_answer, to_bus_error, whole_seconds};
 use super::keys::KeySpace;
 
 /// Session owners and heartbeats in one store.
@@ -57,7 +57,7 @@ impl SessionOwners {
     }
 
     pub(super) async fn claim_session(&self, session: &str, process: &str) -> Result<Option<String>, BusError> {
-        let entry = Some(Expiration::EX(entry_ttl_seconds()));
+        let entry = Some(Expiration::EX(whole_seconds(SESSION_ENTRY_TTL)));
         let set = self.client.set::<Option<String>, _, _>(
             self.names.session_owner_key(session),
             process,
@@ -72,7 +72,7 @@ impl SessionOwners {
         for part in sessions.chunks(PIPELINE_COMMANDS_MAX) {
             let pipeline = self.client.pipeline();
             for session in part {
-                let entry = Some(Expiration::EX(entry_ttl_seconds()));
+                let entry = Some(Expiration::EX(whole_seconds(SESSION_ENTRY_TTL)));
                 pipeline
                     .set::<(), _, _>(self.names.session_owner_key(session), process, entry, None, false)
                     .await
@@ -94,15 +94,12 @@ impl SessionOwners {
     }
 
     pub(super) async fn report_lost_send(&self, session: &str, owner: &str) -> Result<(), BusError> {
-        let arguments = vec![session.to_owned(), LOST_SENDS_MAX.to_string(), entry_ttl_seconds().to_string()];
+        let arguments =
+            vec![session.to_owned(), LOST_SENDS_MAX.to_string(), whole_seconds(SESSION_ENTRY_TTL).to_string()];
         self.run(&self.report_lost_script, self.names.lost_sends_key(owner), arguments).await.map(|_| ())
     }
 
     async fn run(&self, script: &Script, key: String, arguments: Vec<String>) -> Result<Vec<String>, BusError> {
         evaluate_script(&self.client, script, vec![key], arguments).await.map_err(to_bus_error)
     }
-}
-
-fn entry_ttl_seconds() -> i64 {
-    i64::try_from(SESSION_ENTRY_TTL.as_secs()).unwrap_or(i64::MAX)
 }
