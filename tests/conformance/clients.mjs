@@ -29,6 +29,12 @@ export function addresses({ serving: { websocket, sockjs } }, transport) {
   };
 }
 
+/** The same for one port of this machine, behind which are both. */
+export function loopback(port, transport, host = "127.0.0.1") {
+  const at = { host, port };
+  return addresses({ serving: { websocket: at, sockjs: at } }, transport);
+}
+
 /** The clients of a test file. */
 export class Clients {
   constructor(rehearsal) {

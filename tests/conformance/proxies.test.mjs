@@ -14,6 +14,7 @@ import Pusher from "pusher";
 import PusherClient from "pusher-js";
 import SockJS from "sockjs-client";
 
+import { loopback } from "./clients.mjs";
 import { ADMIN_TOKEN, KEY, SECRET, startEdge } from "./edge.mjs";
 import { spawnLogged, startOnFreePorts } from "./processes.mjs";
 import { eventually } from "./rehearsal.mjs";
@@ -152,16 +153,7 @@ const PROXIES = { nginx: startNginx, HAProxy: startHaproxy(0), "HAProxy in TCP m
 
 /** A client of pusher-js: its socket id, the events that it received, and how it was closed, if it was. */
 async function connectPusher(port, transport) {
-  const client = new PusherClient(KEY, {
-    cluster: "",
-    wsHost: "127.0.0.1",
-    wsPort: port,
-    httpHost: "127.0.0.1",
-    httpPort: port,
-    forceTLS: false,
-    enableStats: false,
-    enabledTransports: [transport],
-  });
+  const client = new PusherClient(KEY, loopback(port, transport));
   const [events, closes] = [[], []];
   const channel = client.subscribe(CHANNEL).bind("tick", ({ n }) => events.push(n));
   await eventually(() => channel.subscribed, () => `${transport}: ${client.connection.state}`);

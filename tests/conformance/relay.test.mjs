@@ -7,6 +7,7 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
+import { loopback } from "./clients.mjs";
 import { KEY, startRelayingEdges } from "./edge.mjs";
 import { startRedis } from "./processes.mjs";
 import { eventually } from "./rehearsal.mjs";
@@ -72,14 +73,7 @@ async function roundRobin() {
 
 async function connect(transport) {
   const client = new PusherClient(KEY, {
-    cluster: "",
-    wsHost: "127.0.0.1",
-    wsPort: entry.port,
-    httpHost: "127.0.0.1",
-    httpPort: entry.port,
-    forceTLS: false,
-    enableStats: false,
-    enabledTransports: [transport],
+    ...loopback(entry.port, transport),
     channelAuthorization: {
       customHandler: ({ socketId, channelName }, callback) => callback(null, sdk.authorizeChannel(socketId, channelName)),
     },

@@ -7,6 +7,7 @@ import { after, before, test } from "node:test";
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
+import { loopback } from "../conformance/clients.mjs";
 import { KEY, startDispatcher, startRelayingEdges } from "../conformance/edge.mjs";
 import { kinesisPorts, spawnLogged, startRedis, waitUntilReady } from "../conformance/processes.mjs";
 import { startEntry } from "./entry.mjs";
@@ -94,14 +95,7 @@ async function createStream(endpoint) {
 /** A client of whom is kept what it really sent, and the states that it went through. */
 function begin(port, transport, n) {
   const client = new PusherClient(KEY, {
-    cluster: "",
-    wsHost: "127.0.0.1",
-    wsPort: port,
-    httpHost: "127.0.0.1",
-    httpPort: port,
-    forceTLS: false,
-    enableStats: false,
-    enabledTransports: [transport],
+    ...loopback(port, transport),
     channelAuthorization: {
       customHandler: ({ socketId, channelName }, callback) => {
         const member = channelName.startsWith("presence-") ? { user_id: `user-${n}` } : undefined;

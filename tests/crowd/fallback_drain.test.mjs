@@ -7,6 +7,7 @@ import { after, before, test } from "node:test";
 
 import PusherClient from "pusher-js";
 
+import { loopback } from "../conformance/clients.mjs";
 import { KEY, startRelayingEdges } from "../conformance/edge.mjs";
 import { startRedis } from "../conformance/processes.mjs";
 import { eventually } from "../conformance/rehearsal.mjs";
@@ -73,14 +74,7 @@ after(async () => {
 
 function begin(transport, n) {
   const host = `127.0.${2 + (n >> 7)}.${1 + (n & 127)}`;
-  const client = new PusherClient(KEY, {
-    cluster: "",
-    httpHost: host,
-    httpPort: entry.port,
-    forceTLS: false,
-    enableStats: false,
-    enabledTransports: [transport],
-  });
+  const client = new PusherClient(KEY, loopback(entry.port, transport, host));
   Object.assign(client, { transport, states: [], moves: 0, needed: 0 });
   client.connection.bind("state_change", ({ current }) => {
     // Counted from the first close of a drain: before it, a client that polls sends requests too.

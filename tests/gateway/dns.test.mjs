@@ -3,10 +3,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { apply, deleteNamespace, get, HOST, kubectl, KUBECONFIG, start, tearDown, wait, watchObject } from "../cluster/harness.mjs";
+import { apply, deleteNamespace, get, HOST, kubectl, tearDown, wait, watchObject } from "../cluster/harness.mjs";
 import { outside, ready, spec } from "../cluster/operator_fixtures.mjs";
 import { applyExposed, hostsOf } from "./entrance.mjs";
-import { bareEnvironment, DOMAIN, startFront } from "./front.mjs";
+import { startExternalDns, synced } from "./external_dns.mjs";
+import { DOMAIN, startFront } from "./front.mjs";
 import { startRoute53 } from "./route53.mjs";
 
 const NAMESPACES = { Gateway: "dns-gateway", Ingress: "dns-ingress" };
@@ -36,22 +37,10 @@ const addressesOf = (host) => route53.records().filter(({ name, type }) => name 
 /** The Ingresses and routes of a cluster. */
 const entrancesOf = async (type, namespace) => (await get(type === "Gateway" ? "httproutes" : "ingresses", namespace)).items;
 
-/** Waits for so many whole syncs from now on. */
-async function synced(count = SYNCS) {
-  const begun = route53.reads();
-  await wait(() => route53.reads() > begun + count, { what: `${count} syncs of external-dns` });
-}
-
 test("external-dns publishes an Ingress of another team from its host alone", async () => {
   front = await startFront();
   route53 = await startRoute53(DOMAIN);
-  const env = bareEnvironment({
-    AWS_ACCESS_KEY_ID: "test", AWS_SECRET_ACCESS_KEY: "test", AWS_REGION: "us-east-1", AWS_EC2_METADATA_DISABLED: "true", AWS_ENDPOINT_URL_ROUTE_53: route53.url,
-  });
-  start("external-dns", process.env.EXTERNAL_DNS, [
-    `--kubeconfig=${KUBECONFIG}`, "--source=ingress", "--source=gateway-httproute", "--provider=aws", "--registry=txt", "--txt-owner-id=tests", "--txt-prefix=owner-",
-    `--domain-filter=${DOMAIN}`, "--policy=sync", "--interval=2s", "--aws-batch-change-interval=0s", "--metrics-address=127.0.0.1:0",
-  ], { env });
+  startExternalDns(route53, DOMAIN, ["ingress", "gateway-httproute"]);
   await kubectl(["create", "namespace", OTHERS]);
   const backend = { service: { name: "none", port: { number: 80 } } };
   const rules = [{ host: `other.${DOMAIN}`, http: { paths: [{ path: "/", pathType: "Prefix", backend }] } }];
@@ -73,7 +62,7 @@ test("no record of a cluster is published while its webhooks do not arrive", asy
     const failing = ({ status }) => status.transports?.length > 0 && status.transports.every(({ state }) => state === "Failing");
     await wait(async () => failing(await get("realtimecluster", namespace, "eu")), { timeout: 90_000, what: `failed journeys of ${namespace}` });
   }
-  await synced();
+  await synced(route53, SYNCS);
   assert.deepEqual(HOSTS.flatMap(addressesOf), []);
   assert.deepEqual(route53.changes.map(({ record }) => record.name).filter((name) => HOSTS.some((host) => name.includes(host))), []);
 });
@@ -101,7 +90,7 @@ test("records stay while journeys fail, and go with dns.type: Manual", async () 
   await outside.kinesis.deny("PutRecords");
   const failing = async () => (await get("realtimecluster", kept, "eu")).status.transports.every(({ state }) => state === "Failing");
   await wait(failing, { timeout: 90_000, what: "failed journeys" });
-  await synced();
+  await synced(route53, SYNCS);
   assert.deepEqual(HOSTS.map((host) => addressesOf(host).join()), HOSTS.map(() => HOST));
   await outside.kinesis.allow();
   await spec(removed, { dns: { type: "Manual" } });

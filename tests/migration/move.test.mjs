@@ -4,9 +4,10 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { apply, condition, deleteNamespace, DIR, established, file, get, HOST, kubectl, KUBECONFIG, OPERATOR_NAMESPACE, realtime, start, tearDown, wait } from "../cluster/harness.mjs";
+import { apply, condition, deleteNamespace, DIR, established, file, get, HOST, kubectl, OPERATOR_NAMESPACE, realtime, tearDown, wait } from "../cluster/harness.mjs";
 import { is, manifest, outside, ready } from "../cluster/operator_fixtures.mjs";
 import { startZone } from "../chart/zone_server.mjs";
+import { startExternalDns, synced } from "../gateway/external_dns.mjs";
 import { startRoute53 } from "../gateway/route53.mjs";
 
 const [SOURCE, TARGET] = ["move-source", "move-target"];
@@ -92,13 +93,7 @@ test("no record exists before the target is proven and the review approved", { t
   setSource(SOURCE_WEIGHT);
   await apply(file("tests/fixtures/external-dns/dnsendpoints.yaml"));
   await established("dnsendpoints.externaldns.k8s.io");
-  const env = {
-    PATH: process.env.PATH, HOME: DIR, AWS_ACCESS_KEY_ID: "test", AWS_SECRET_ACCESS_KEY: "test", AWS_REGION: "us-east-1", AWS_EC2_METADATA_DISABLED: "true", AWS_ENDPOINT_URL_ROUTE_53: route53.url,
-  };
-  start("external-dns", process.env.EXTERNAL_DNS, [
-    `--kubeconfig=${KUBECONFIG}`, "--source=crd", "--provider=aws", "--registry=txt", "--txt-owner-id=tests", "--txt-prefix=owner-", `--domain-filter=${DOMAIN}`,
-    "--policy=sync", "--interval=1s", "--aws-batch-change-interval=0s", "--metrics-address=127.0.0.1:0",
-  ], { env });
+  startExternalDns(route53, DOMAIN, ["crd"]);
   const zoneServers = [{ op: "add", path: "/spec/template/spec/containers/0/args/-", value: `--zone-servers=${zone.address}` }];
   await kubectl(["patch", "deployment", "realtime-operator", "-n", OPERATOR_NAMESPACE, "--type=json", "-p", JSON.stringify(zoneServers)]);
   await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=90s"]);
@@ -160,8 +155,7 @@ test("the cutover keeps the brake, and a complete move keeps its record when it 
   assert.deepEqual(writtenWeights().slice(-4), [0, 1, 20, 255]);
   assert.equal(condition(await move(), "Completed").status, "True");
   await kubectl(["delete", "realtimemigration", "move", "-n", TARGET, "--timeout=60s"]);
-  const syncs = route53.reads();
-  await wait(() => route53.reads() > syncs + 3, { what: "three syncs of external-dns" });
+  await synced(route53, 3);
   assert.equal(weightOfTarget(), 255, "nobody loses the last answer of the host");
   assert.deepEqual(route53.refusals, [], "nothing that Route 53 refuses was asked of it");
   console.log(`# weights of the target's record: ${writtenWeights().join(", ")}`);
