@@ -41,9 +41,8 @@ pub fn generated_secret_name(cluster: &RealtimeCluster) -> String {
 pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Result<ClusterReferences, ReconcileError> {
     let namespace = cluster.namespace().unwrap_or_default();
     let apps = context.live.apps_of(cluster);
-    let mut references = list_cluster_references(cluster);
     let of_cluster = SecretUser::of(cluster);
-    let mut generated_for_apps = Vec::new();
+    let (mut referenced_by_apps, mut generated_for_apps) = (Vec::new(), Vec::new());
     for app in &apps {
         // An edit of an app names no other generated pair, so that its Secret is read on behalf of the cluster.
         if app.spec.credentials.is_empty() {
@@ -51,10 +50,12 @@ pub async fn read(context: &ControllerContext, cluster: &RealtimeCluster) -> Res
         }
         let user = SecretUser::of(&**app);
         let names = desired::app_secret_names(app).chain(desired::header_secret_names(app));
-        references.extend(names.map(|name| (name.to_owned(), user.clone())));
+        referenced_by_apps.extend(names.map(|name| (name.to_owned(), user.clone())));
     }
-    let secrets = read_secrets(context, &namespace, references, FOUND_TTL).await?;
-    let of_apps = read_secrets(context, &namespace, generated_for_apps, context.secrets.app_ttl()).await?;
+    let app_ttl = context.secrets.app_ttl();
+    let mut secrets = read_secrets(context, &namespace, referenced_by_apps, app_ttl).await?;
+    secrets.extend(read_secrets(context, &namespace, list_cluster_references(cluster), FOUND_TTL).await?);
+    let of_apps = read_secrets(context, &namespace, generated_for_apps, app_ttl).await?;
     let name = generated_secret_name(cluster);
     let generated = context.secrets.read(&namespace, &name, &of_cluster).await?;
     let uid = cluster.uid().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Reads Secrets by name, each at most once a minute and at once after an edit of an object that references it. Generated
-//! ones of apps are read less often when there are many of them.
+//! Reads Secrets by name, each at most once a minute and at once after an edit of an object that references it. Those of apps
+//! are read less often when there are many of them.
 //!
 //! The operator has no right to list or watch Secrets: a watch would show it every Secret of every namespace.
 
@@ -18,7 +18,7 @@ use crate::process::locks::lock_unpoisoned;
 
 /// Time after which the content of a Secret is read again.
 pub const FOUND_TTL: Duration = Duration::from_mins(1);
-/// Generated Secrets of apps that are read again within a second, over all clusters: 600 of them are as new as all others.
+/// Secrets of apps that are read again within a second, over all clusters: 600 of them are as new as all others.
 const APP_REREADS_PER_SECOND: f64 = 10.0;
 /// Time after which a missing Secret is looked for again: a user is about to create it.
 const MISSING_TTL: Duration = Duration::from_secs(2);
@@ -106,7 +106,7 @@ impl SecretReader {
         self.read_within(namespace, name, user, FOUND_TTL).await
     }
 
-    /// Time after which a generated Secret of an app is read again: longer when thousands of Secrets are known.
+    /// Time after which a Secret of an app is read again: longer when thousands of Secrets are known.
     pub fn app_ttl(&self) -> Duration {
         app_secret_ttl(u32::try_from(lock_unpoisoned(&self.cached).by_name.len()).unwrap_or(u32::MAX))
     }
