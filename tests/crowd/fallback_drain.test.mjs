@@ -1,12 +1,15 @@
 // HTTP clients of a pod that drains, behind a layer-4 balancer: a connection stays on its pod, and browsers keep connections
-// for their next requests. 200 clients of pusher-js are served by the other pod after a few requests each.
+// for their next requests. 200 clients of pusher-js in Node and two in Chromium are served by the other pod after a few requests
+// each.
 import assert from "node:assert/strict";
 import { subscribe as onDiagnostics } from "node:diagnostics_channel";
 import http from "node:http";
+import { createRequire } from "node:module";
 import { after, before, test } from "node:test";
 
 import PusherClient from "pusher-js";
 
+import { startChromium } from "../conformance/chromium.mjs";
 import { loopback } from "../conformance/clients.mjs";
 import { KEY, startRelayingEdges } from "../conformance/edge.mjs";
 import { startRedis } from "../conformance/processes.mjs";
@@ -14,6 +17,8 @@ import { eventually } from "../conformance/rehearsal.mjs";
 import { startEntry } from "./entry.mjs";
 
 const CROWD = { xhr_streaming: 100, xhr_polling: 100 };
+
+const PUSHER = createRequire(import.meta.url).resolve("pusher-js/dist/web/pusher.js");
 
 /** WebSockets that the same pod closes in the same drain, which makes it longer. */
 const OTHERS = 1200;
@@ -29,11 +34,14 @@ const WEBSOCKET_HEADERS = {
 };
 
 const crowd = [];
+/** Pages of Chromium with a client each, one for each fallback. */
+const pages = [];
 const others = [];
 let redis;
 let edges;
 let restart;
 let entry;
+let browser;
 
 /** Requests by the address that they are sent to: each client has one of loopback for itself, and so its own connections. */
 const requests = new Map();
@@ -61,9 +69,15 @@ before(async () => {
     crowd.push(...group);
     await eventually(() => group.every(isServed), () => `${group.filter(isServed).length} of ${group.length} are served`, 60);
   }
+  browser = await startChromium();
+  // Of the same address as the servers: Chromium asks before a page of another network reaches this machine.
+  await browser.route(`http://127.0.0.1:${entry.port}/page`, (route) => route.fulfill({ contentType: "text/html", body: "<title>client</title>" }));
+  pages.push(...await Promise.all(Object.keys(CROWD).map(openPage)));
+  await eventually(async () => (await readPages()).every(({ served }) => served), () => "the clients in Chromium are not served", 60);
 });
 
 after(async () => {
+  await browser?.close();
   for (const client of crowd) client.disconnect();
   for (const socket of others) socket.destroy();
   await entry?.close();
@@ -88,6 +102,40 @@ function begin(transport, n) {
   return client;
 }
 
+/** A page with a client that counts its own requests as the clients in Node do. */
+async function openPage(transport) {
+  const page = await browser.newPage();
+  await page.goto(`http://127.0.0.1:${entry.port}/page`);
+  await page.addScriptTag({ path: PUSHER });
+  await page.evaluate(([key, options]) => {
+    const seen = { transport: options.enabledTransports[0], states: [], moves: 0, needed: 0 };
+    let requests = 0;
+    const { send } = XMLHttpRequest.prototype;
+    XMLHttpRequest.prototype.send = function (...body) {
+      requests += 1;
+      return send.apply(this, body);
+    };
+    const client = new window.Pusher(key, options);
+    const channel = client.subscribe("news");
+    client.connection.bind("state_change", ({ current }) => {
+      if (seen.states.length === 0) requests = 0;
+      seen.states.push(current);
+    });
+    channel.bind("pusher:subscription_succeeded", () => {
+      seen.moves += 1;
+      seen.needed = requests;
+    });
+    window.forget = () => Object.assign(seen, { states: [], moves: 0, needed: 0 });
+    window.read = () => {
+      const served = client.connection.state === "connected" && channel.subscribed;
+      return { ...seen, served, used: client.connection.connection?.transport.name };
+    };
+  }, [KEY, loopback(entry.port, transport)]);
+  return page;
+}
+
+const readPages = () => Promise.all(pages.map((page) => page.evaluate(() => window.read())));
+
 const isServed = (client) => client.connection.state === "connected" && client.channel("news").subscribed;
 
 /** A WebSocket of this edge that ends when the server closes it. */
@@ -107,33 +155,40 @@ function openSocket(port) {
 /** Ends the edge as a pod ends: the balancer sends new connections to the other one, and those that exist stay. */
 async function drain(from, to) {
   for (const client of crowd) Object.assign(client, { states: [], moves: 0, needed: 0 });
+  await Promise.all(pages.map((page) => page.evaluate(() => window.forget())));
   reused = 0;
   const began = Date.now();
   const stopped = edges[from].stop(170);
   await entry.to([edges[to].port]);
   const moved = () => crowd.filter((client) => client.moves > 0 && isServed(client));
   await eventually(() => moved().length === crowd.length, () => `${moved().length} of ${crowd.length} have moved`, 150);
+  const inBrowser = await eventually(async () => {
+    const seen = await readPages();
+    return seen.every(({ moves, served }) => moves > 0 && served) && seen;
+  }, () => "the clients in Chromium have not moved", 60);
   const seconds = (Date.now() - began) / 1000;
   assert.equal(await stopped, 0, "it ends cleanly");
   assert(reused > 0, "no connection was kept");
-  for (const { transport, states, moves, needed, connection } of crowd) {
+  const inNode = crowd.map(({ transport, states, moves, needed, connection }) => ({ transport, states, moves, needed, used: connection.connection.transport.name }));
+  for (const { transport, states, moves, needed, used } of [...inNode, ...inBrowser]) {
     assert(needed <= REQUESTS_MAX, `a client of ${transport} sent ${needed} requests`);
-    assert.equal(connection.connection.transport.name, transport);
+    assert.equal(used, transport);
     assert.deepEqual([moves, states.at(-1)], [1, "connected"]);
     assert(!states.includes("failed") && !states.includes("unavailable"), states.join(" "));
   }
-  return { seconds, most: Math.max(...crowd.map(({ needed }) => needed)) };
+  const most = (clients) => Math.max(...clients.map(({ needed }) => needed));
+  return { seconds, requests: `at most ${most(inNode)} requests each, in Chromium ${most(inBrowser)}` };
 }
 
 test("each client of a draining pod is served by the other one after a few requests", async (t) => {
-  const { seconds, most } = await drain(0, 1);
-  t.diagnostic(`${crowd.length} clients moved in ${seconds.toFixed(1)} s, with at most ${most} requests each`);
+  const { seconds, requests } = await drain(0, 1);
+  t.diagnostic(`${crowd.length} clients moved in ${seconds.toFixed(1)} s, with ${requests}`);
 });
 
 test("so it is when the pod has many other sessions to close", async (t) => {
   await restart(0);
   while (others.length < OTHERS) others.push(...await Promise.all(Array.from({ length: GROUP }, () => openSocket(edges[1].port))));
-  const { seconds, most } = await drain(1, 0);
+  const { seconds, requests } = await drain(1, 0);
   edges.splice(1, 1);
-  t.diagnostic(`${crowd.length} clients moved beside ${OTHERS} sockets in ${seconds.toFixed(1)} s, with at most ${most} requests each`);
+  t.diagnostic(`${crowd.length} clients moved beside ${OTHERS} sockets in ${seconds.toFixed(1)} s, with ${requests}`);
 });
