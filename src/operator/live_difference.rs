@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::foreign_fields::has_foreign_fields;
+use crate::desired::render::RENDERING_ANNOTATION;
 use crate::kubernetes::apply::FIELD_MANAGER;
 
 /// Whether an apply or a repair would change the live object.
@@ -36,10 +37,12 @@ pub struct FieldChange {
 }
 
 /// Lists the fields that an apply of the rendered object adds, changes or removes. Defaults of the API server are no
-/// difference; fields that the operator's manager wrote and that are not rendered any more are removed.
+/// difference; fields that the operator's manager wrote and that are not rendered any more are removed. The digest of
+/// the rendered object is not listed.
 #[must_use]
 pub fn list_field_changes(wanted: &Value, live: &Value) -> Vec<FieldChange> {
     let mut changes = Vec::new();
+    let (wanted, live) = (&without_digest(wanted), &without_digest(live));
     compare_values(String::new(), wanted, live, &mut changes);
     let entries = live.pointer("/metadata/managedFields").and_then(Value::as_array).into_iter().flatten();
     let owned = entries.filter(|entry| entry["manager"] == FIELD_MANAGER && entry["operation"] == "Apply");
@@ -47,6 +50,21 @@ pub fn list_field_changes(wanted: &Value, live: &Value) -> Vec<FieldChange> {
         compare_owned_fields("", fields, wanted, live, &mut changes);
     }
     changes
+}
+
+/// The object without the digest of its rendering: the fields themselves are compared.
+fn without_digest(object: &Value) -> Value {
+    let mut object = object.clone();
+    let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) else {
+        return object;
+    };
+    annotations.remove(RENDERING_ANNOTATION);
+    if annotations.is_empty()
+        && let Some(metadata) = object["metadata"].as_object_mut()
+    {
+        metadata.remove("annotations");
+    }
+    object
 }
 
 fn compare_values(path: String, wanted: &Value, live: &Value, changes: &mut Vec<FieldChange>) {

@@ -11,7 +11,7 @@ const VALUES = { ...IMAGE_VALUES, crds: { enabled: false } };
 
 before(async () => {
   await applyCrds();
-  for (const name of ["ending", "shared", NAMESPACE]) await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name } });
+  for (const name of ["ending", "removed", "shared", NAMESPACE]) await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name } });
   await helm(["upgrade", "--install", NAMESPACE, chartFolder("realtime-operator"), "--namespace", NAMESPACE], VALUES);
 });
 
@@ -42,6 +42,21 @@ test("in a namespace that is being deleted nothing is created, the status says s
   assert.ok(refused.length <= 5, `${refused.length} refusals in 5 s, without a back-off: ${refused.join("\n")}`);
   assert.doesNotMatch(log(), /panicked/);
   await deleted("ending");
+}));
+
+test("settings that are removed from the manifest are removed from the live object", () => beside(async (log, url) => {
+  await reconciled("removed", url, log);
+  const patch = (sockjs) => kubectl(["patch", "realtimecluster", "eu", "-n", "removed", "--type=merge", "-p", JSON.stringify({ spec: { sockjs } })]);
+  const settings = async () => {
+    const { spec, metadata } = (await get("deployment", "removed", "eu-sockjs")).spec.template;
+    return [spec.nodeSelector?.pool, metadata.labels.team, metadata.annotations["example.com/a"]];
+  };
+  const reached = (expected) => wait(async () => `${await settings()}` === `${expected}`, { what: `the settings ${expected}`, seen: async () => `${await settings()}` });
+  await patch({ nodeSelector: { pool: "edge" }, podLabels: { team: "a" }, podAnnotations: { "example.com/a": "b" } });
+  await reached(["edge", "a", "b"]);
+  await patch({ nodeSelector: null, podLabels: null, podAnnotations: null });
+  await reached([undefined, undefined, undefined]);
+  await deleted("removed");
 }));
 
 test("two appliers of one list keep their own entries", () => beside(async (log, url) => {

@@ -134,10 +134,12 @@ fn count(desired: &DesiredObjects, kind: &str) -> usize {
     desired.children.iter().filter(|object| object["kind"] == kind).count()
 }
 
-/// The objects of an entrance, which carry the mark of their rendering.
+/// The objects of an entrance: those of kinds that nothing else needs, and load balancers.
 fn entrance_objects(desired: &DesiredObjects) -> Vec<Value> {
-    let is_marked = |object: &&Value| !object["metadata"]["annotations"]["realtime-operator.dev/rendering"].is_null();
-    desired.children.iter().filter(is_marked).cloned().collect()
+    let kinds = ["Ingress", "HTTPRoute", "BackendTrafficPolicy", "ProxySettingsPolicy", "ClientSettingsPolicy"];
+    let is_of_entrance =
+        |object: &&Value| kinds.iter().any(|kind| object["kind"] == *kind) || object["spec"]["type"] == "LoadBalancer";
+    desired.children.iter().filter(is_of_entrance).cloned().collect()
 }
 
 /// The golden file of each combination: `UPDATE_GOLDEN=1` writes it.

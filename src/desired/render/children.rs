@@ -3,9 +3,13 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::super::ValidCluster;
 use super::{DesiredObjects, GATEWAY_API_VERSION, exposure, pods, rbac};
+
+/// Annotation of a child with a digest of the rendered object: without it, a removed field would not be noticed.
+pub const RENDERING_ANNOTATION: &str = "realtime-operator.dev/rendering";
 
 /// One kind of child.
 pub struct ChildKind {
@@ -166,6 +170,11 @@ pub(super) fn build_children(
     let mut children = Vec::new();
     for row in &CHILD_TABLE {
         children.extend((row.build)(cluster, desired)?);
+    }
+    // A digest would compare the values of Secrets for anyone who may read their metadata.
+    for child in children.iter_mut().filter(|child| child["kind"] != "Secret") {
+        let digest = hex::encode(&Sha256::digest(child.to_string())[..8]);
+        child["metadata"]["annotations"][RENDERING_ANNOTATION] = Value::String(digest);
     }
     Ok(children)
 }

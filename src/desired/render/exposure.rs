@@ -10,7 +10,6 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::super::ValidCluster;
 use super::super::expose::{
@@ -19,9 +18,6 @@ use super::super::expose::{
 };
 use super::{GATEWAY_API_VERSION, PUBLIC_PORT, child_metadata, child_name, pod_selector};
 use crate::config::ServerKind;
-
-/// Annotation with a digest of the rendered object: without it, a removed field would not be noticed.
-const RENDERING_ANNOTATION: &str = "realtime-operator.dev/rendering";
 
 /// Port of the Services behind an Ingress or a route.
 const SERVICE_PORT: i32 = 80;
@@ -85,7 +81,7 @@ fn render_load_balancer(cluster: &ValidCluster, exposure: &Exposure, class: Opti
         }]),
         ..ServiceSpec::default()
     };
-    let mut metadata = exposure_metadata(cluster, exposure, &json!(spec));
+    let mut metadata = exposure_metadata(cluster, exposure);
     metadata.name = Some(balancer_name(&cluster.name, exposure));
     Service { metadata, spec: Some(spec), ..Service::default() }
 }
@@ -108,7 +104,7 @@ pub(super) fn render_ingresses(cluster: &ValidCluster) -> Vec<Ingress> {
             .map(|secret| vec![IngressTLS { hosts: Some(exposure.hosts.clone()), secret_name: Some(secret) }]);
         let spec =
             IngressSpec { ingress_class_name: class, rules: Some(rules.collect()), tls, ..IngressSpec::default() };
-        let metadata = exposure_metadata(cluster, exposure, &json!(spec));
+        let metadata = exposure_metadata(cluster, exposure);
         Some(Ingress { metadata, spec: Some(spec), ..Ingress::default() })
     });
     rendered.collect()
@@ -147,7 +143,7 @@ pub(super) fn render_routes(cluster: &ValidCluster) -> Vec<Value> {
             "hostnames": exposure.hosts,
             "rules": exposure.paths().into_iter().map(rule).collect::<Vec<_>>(),
         });
-        let metadata = exposure_metadata(cluster, exposure, &spec);
+        let metadata = exposure_metadata(cluster, exposure);
         Some(json!({ "apiVersion": GATEWAY_API_VERSION, "kind": "HTTPRoute", "metadata": metadata, "spec": spec }))
     });
     routes.collect()
@@ -215,7 +211,7 @@ fn render_policies(
         let name = entrance_name(&cluster.name, exposure);
         let route = json!({ "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": name });
         let spec = spec(route);
-        let metadata = mark_rendering(child_metadata(cluster, name, exposure.server.name()), &spec);
+        let metadata = child_metadata(cluster, name, exposure.server.name());
         (*found == dialect)
             .then(|| json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec }))
     });
@@ -223,7 +219,7 @@ fn render_policies(
 }
 
 /// Metadata of an object that carries hosts: annotations of its controller and of external-dns, and those of the manifest.
-fn exposure_metadata(cluster: &ValidCluster, exposure: &Exposure, spec: &Value) -> ObjectMeta {
+fn exposure_metadata(cluster: &ValidCluster, exposure: &Exposure) -> ObjectMeta {
     let mut services: Vec<String> =
         exposure.paths().iter().map(|(_, asked)| child_name(cluster, asked.name())).collect();
     services.dedup();
@@ -233,13 +229,5 @@ fn exposure_metadata(cluster: &ValidCluster, exposure: &Exposure, spec: &Value) 
     let labels = metadata.labels.take().unwrap_or_default();
     metadata.labels = Some(exposure.labels.clone().into_iter().chain(labels).collect());
     metadata.annotations = Some(annotations);
-    mark_rendering(metadata, spec)
-}
-
-/// Adds the digest of an object to its annotations.
-fn mark_rendering(mut metadata: ObjectMeta, spec: &Value) -> ObjectMeta {
-    let text = json!([metadata.annotations, metadata.labels, spec]).to_string();
-    let digest = hex::encode(&Sha256::digest(text)[..8]);
-    metadata.annotations.get_or_insert_default().insert(RENDERING_ANNOTATION.to_owned(), digest);
     metadata
 }

@@ -19,7 +19,9 @@ use serde_json::Value;
 use super::ValidCluster;
 use crate::config::ServerKind;
 
-pub use children::{CHILD_TABLE, ChildKind, ChildTracking, WATCHED_KINDS, find_optional_kind, is_pruned};
+pub use children::{
+    CHILD_TABLE, ChildKind, ChildTracking, RENDERING_ANNOTATION, WATCHED_KINDS, find_optional_kind, is_pruned,
+};
 pub use exposure::{balancer_name, entrance_name};
 pub use secrets::{ADMIN_SECRET_KEY, admin_secret_name, registry_secret_name, render_registry_secrets};
 pub use template::{READINESS_GATE, REGISTRY_ANNOTATION, TEMPLATE_ANNOTATION, is_rendered_template, template_mark};

@@ -418,3 +418,28 @@ fn pods_have_the_settings_of_the_platform_and_no_user_of_their_own() {
         .find(|child| child["metadata"]["name"] == "eu-websocket" && child["kind"] == "PodDisruptionBudget");
     assert_eq!(budget.map(|budget| &budget["spec"]["maxUnavailable"]), Some(&json!("20%")));
 }
+
+#[test]
+fn a_field_that_is_removed_from_the_manifest_changes_the_digest_of_its_child() {
+    let digests = |settings: &str| -> Vec<(String, Value)> {
+        let desired = render_objects(&cluster("{ type: NodeRole }", settings)).expect("objects");
+        let named = desired.children.into_iter().map(|child| {
+            let name = format!("{} {}", child["kind"], child["metadata"]["name"]);
+            (name, child["metadata"]["annotations"][RENDERING_ANNOTATION].clone())
+        });
+        named.collect()
+    };
+    let (with, without) =
+        (digests("  websocket: { nodeSelector: { pool: edge }, podLabels: { team: a } }\n"), digests(""));
+    assert_eq!(without, digests(""), "the same manifest is rendered alike");
+    let changed: Vec<&str> = with
+        .iter()
+        .zip(&without)
+        .filter(|(with, without)| with != without)
+        .map(|((name, _), _)| name.as_str())
+        .collect();
+    assert_eq!(changed, [r#""Deployment" "eu-websocket""#]);
+    for (name, digest) in &without {
+        assert_eq!(digest.is_null(), name.starts_with("\"Secret\""), "{name}: {digest}");
+    }
+}
