@@ -1,31 +1,53 @@
 // A move between two clusters with the real external-dns: every weight of the record, a fault of the target under way, and the
-// end. Both clusters are namespaces of one node, with one operator; the hosted zone and its authoritative server are doubles.
+// end, while pusher-js clients look the host up. Both clusters are namespaces of one node, with one operator; the hosted zone and
+// its authoritative server are doubles.
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { test } from "node:test";
 
-import { apply, condition, deleteNamespace, DIR, established, file, get, HOST, kubectl, OPERATOR_NAMESPACE, realtime, tearDown, wait } from "../cluster/harness.mjs";
+import Pusher from "pusher";
+
+import { apply, condition, deleteNamespace, DIR, established, file, get, HOST, kubectl, OPERATOR_NAMESPACE, realtime, service, tearDown, wait } from "../cluster/harness.mjs";
 import { is, manifest, outside, ready } from "../cluster/operator_fixtures.mjs";
 import { startZone } from "../chart/zone_server.mjs";
 import { startExternalDns, synced } from "../gateway/external_dns.mjs";
 import { startRoute53 } from "../gateway/route53.mjs";
+import { openResidents, resolveByZone, startPairs, startVisitors } from "./visitors.mjs";
 
 const [SOURCE, TARGET] = ["move-source", "move-target"];
 const DOMAIN = "example.test";
 const [MOVED, SOURCE_HOST, TARGET_HOST] = [`sockjs-eu.${DOMAIN}`, `sockjs.old.${DOMAIN}`, `sockjs.new.${DOMAIN}`];
+/** The host of the websocket track, which does not move, and the canonical hosts of its servers. */
+const [UNMOVED, SOURCE_SOCKETS, TARGET_SOCKETS] = [`ws-eu.${DOMAIN}`, `ws.old.${DOMAIN}`, `ws.new.${DOMAIN}`];
+
 const KEY = "0123456789abcdef0123456789abcdef";
+const [APP_KEY, APP_SECRET] = ["shop-key", "shop-secret"];
 const [TTL, SOURCE_WEIGHT] = [5, 20];
 
 /** Seconds from the first broken journey to weight 0 in the hosted zone, and from there to the last answer with the target. */
 const [BRAKED, ANSWERED] = [30, 2 * TTL + 10];
+
+/** Share of new connections, in percent, that must be at the source after the last answer with the target. */
+const BACK_PERCENT = 99;
+
+/** Clients that visit the moved host at once. */
+const VISITORS = 8;
+
+/** Residents of each kind, and the shares in percent between which the target's connections lie at equal weights. */
+const [RESIDENTS, EQUAL_SHARES] = [4, [25, 75]];
+
+/** Longest until a webhook of a client that left has arrived: the delay of departures, the other cluster, and the stream. */
+const WEBHOOK_TIMEOUT = 60_000;
 
 /** Longest wait for a phase: readings of a zone are up to 30 s apart, and a bake begins with the turn after one. */
 const PHASE_TIMEOUT = 120_000;
 
 let route53;
 let zone;
+let clients;
 
 tearDown(async () => {
+  await clients?.stop();
   await outside.kinesis?.allow();
   await Promise.all([SOURCE, TARGET].map((namespace) => deleteNamespace(namespace)));
   route53?.stop();
@@ -34,9 +56,9 @@ tearDown(async () => {
 
 /** Records of a host in the zone, as its authoritative server has them. */
 function recordsOf(name) {
-  if (name !== MOVED) return [SOURCE_HOST, TARGET_HOST].includes(name) ? [{ target: `lb.${DOMAIN}`, weight: 1 }] : [];
-  const records = route53.records().filter((record) => record.name === `${MOVED}.` && record.type === "CNAME");
-  return records.map(({ values, weight, ttl }) => ({ target: values[0].replace(/\.$/, ""), weight: Number(weight), ttl }));
+  if ([SOURCE_HOST, TARGET_HOST].includes(name)) return [{ target: `lb.${DOMAIN}`, weight: 1 }];
+  const records = route53.records().filter((record) => record.name === `${name}.` && record.type === "CNAME");
+  return records.map(({ values, weight, ttl }) => ({ target: values[0].replace(/\.$/, ""), weight: Number(weight ?? 1), ttl }));
 }
 
 const isTarget = ({ values }) => values[0].replace(/\.$/, "") === TARGET_HOST;
@@ -55,7 +77,7 @@ const setSource = (weight) => route53.put({ name: `${MOVED}.`, type: "CNAME", tt
 /** A cluster of the group, with the same app as the other. */
 async function applyCluster(namespace, canonicalHost) {
   await apply({ apiVersion: "v1", kind: "Namespace", metadata: { name: namespace } });
-  await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "shop-pair", namespace }, stringData: { key: "shop-key", secret: "shop-secret" } });
+  await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "shop-pair", namespace }, stringData: { key: APP_KEY, secret: APP_SECRET } });
   await apply(manifest(namespace, {
     "    type: Redis\n": "    type: Redis\n    group: fleet\n",
     "  websocket:\n": `  sockjsClients:\n    canonicalHost: ${canonicalHost}\n  websocket:\n`,
@@ -81,6 +103,64 @@ async function reached(what, holds, timeout = PHASE_TIMEOUT) {
 
 const inPhase = (phase, desired) => (found) => found.progress.phase === phase && (desired === undefined || found.desired.startsWith(desired));
 
+/**
+ * Starts clients of both clusters: visitors and residents that look their host up, residents of the websocket track, and pairs with a
+ * client in each cluster. `publish` publishes at one of the clusters; `hear` waits until every resident has heard that.
+ */
+async function startClients() {
+  const [oldSockets, newSockets, oldSockjs, newSockjs] = await Promise.all(
+    [SOURCE, TARGET].map((namespace) => service(namespace, "eu-websocket")).concat([SOURCE, TARGET].map((namespace) => service(namespace, "eu-sockjs"))),
+  );
+  const addresses = { [SOURCE_SOCKETS]: oldSockets, [TARGET_SOCKETS]: newSockets, [SOURCE_HOST]: oldSockjs, [TARGET_HOST]: newSockjs };
+  resolveByZone(zone.address, DOMAIN, Object.fromEntries(Object.entries(addresses).map(([host, { host: address }]) => [host, address])));
+  const moved = { host: MOVED, port: oldSockjs.port, key: APP_KEY, transport: "xhr_streaming" };
+  const sockets = { host: UNMOVED, port: oldSockets.port, key: APP_KEY, transport: "ws" };
+  const open = (settings) => openResidents(zone.address, RESIDENTS, { ...settings, channel: "everyone" });
+  const residents = [...(await open(moved)), ...(await open(sockets)), ...(await open({ ...sockets, host: TARGET_SOCKETS }))];
+  const visitors = startVisitors(zone.address, VISITORS, { ...moved, prefix: "visit" });
+  const socketVisitors = startVisitors(zone.address, RESIDENTS, { ...sockets, prefix: "socket-visit" });
+  const pairs = startPairs([SOURCE_HOST, TARGET_HOST], moved);
+  const added = [];
+  let published = 0;
+  const publish = async ({ host, port }) => {
+    published += 1;
+    await new Pusher({ appId: "1001", key: APP_KEY, secret: APP_SECRET, host, port: String(port), useTLS: false }).trigger("everyone", "news", { number: published });
+  };
+  return {
+    residents, visitors, socketVisitors, pairs,
+    /** Opens further residents that look the moved host up now. */
+    add: async () => added.push(...(await open(moved))),
+    /** Publishes once at each cluster, and waits until every resident has heard both. */
+    async hear() {
+      const all = [...residents, ...added];
+      await publish(oldSockets);
+      await publish(newSockets);
+      const missing = () => all.filter(({ heard }) => ![published - 1, published].every((number) => heard.includes(number)));
+      await wait(() => missing().length === 0, { what: "an event of each cluster at every resident", seen: () => JSON.stringify(missing().map(({ found, states, heard, failures }) => ({ found, states, heard, failures }))) });
+    },
+    async leave() {
+      await Promise.all([visitors.stop(), socketVisitors.stop(), pairs.stop()]);
+    },
+    async stop() {
+      await this.leave();
+      for (const { client } of [...residents, ...added]) client.disconnect();
+    },
+  };
+}
+
+/** The share, in percent, of visits with these times that were led to the target. */
+function targetShare(visits, begin, end) {
+  const within = visits.filter(({ at, found }) => found && at >= begin && at < end);
+  return { percent: (100 * within.filter(({ found }) => found === TARGET_HOST).length) / Math.max(1, within.length), count: within.length };
+}
+
+/** Channels without exactly one `channel_occupied` and one `channel_vacated`, a repeat of the same id counted once. */
+function unevenChannels(channels) {
+  const ids = new Map(channels.map((channel) => [channel, { channel_occupied: new Set(), channel_vacated: new Set() }]));
+  for (const { name, channel, id } of outside.receiver.events()) ids.get(channel)?.[name]?.add(id);
+  return [...ids].filter(([, found]) => Object.values(found).some(({ size }) => size !== 1)).map(([channel, found]) => `${channel}: ${Object.values(found).map(({ size }) => size)}`);
+}
+
 async function publishSnapshot() {
   const { code, stdout, stderr } = await realtime("snapshot", "eu", "-n", SOURCE, "--key", `${DIR}/pki/review.key`);
   assert.equal(code, 0, stderr);
@@ -91,6 +171,7 @@ test("no record exists before the target is proven and the review approved", { t
   route53 = await startRoute53(DOMAIN);
   zone = await startZone({ get: recordsOf }, HOST);
   setSource(SOURCE_WEIGHT);
+  route53.put({ name: `${UNMOVED}.`, type: "CNAME", ttl: TTL, values: [SOURCE_SOCKETS] });
   await apply(file("tests/fixtures/external-dns/dnsendpoints.yaml"));
   await established("dnsendpoints.externaldns.k8s.io");
   startExternalDns(route53, DOMAIN, ["crd"]);
@@ -119,6 +200,8 @@ test("no record exists before the target is proven and the review approved", { t
   });
   assert.equal(waiting.progress.phase, "Reviewing");
   assert.deepEqual([writtenWeights(), (await get("dnsendpoints", TARGET)).items], [[], []]);
+  clients = await startClients();
+  await clients.hear();
   await patch({ review: { approvedHash: hash } });
 });
 
@@ -126,11 +209,19 @@ test("a target that fails under way loses its lookups, and goes on once it passe
   const baking = await reached("the bake of weight 20", inPhase("Baking", "20"), 2 * PHASE_TIMEOUT);
   assert.deepEqual(writtenWeights(), [1, 0, 1, 20], "the brake was tested at the first step");
   assert.match(baking.applied, /%/);
+  const baked = Date.now();
+  await clients.add();
+  await clients.hear();
+  await wait(() => targetShare(clients.visitors.visits, baked, Infinity).count >= 40, { what: "visits at weight 20" });
+  const { percent, count } = targetShare(clients.visitors.visits, baked, Date.now());
+  console.log(`# at weights ${SOURCE_WEIGHT} and 20 ${percent.toFixed(0)} % of ${count} new connections were at the target`);
+  assert.ok(percent >= EQUAL_SHARES[0] && percent <= EQUAL_SHARES[1], `${percent} % of ${count} visits at the target`);
   const { status } = await get("realtimecluster", TARGET, "eu");
   await outside.kinesis.deny("PutRecords", { stream: status.stream.name });
   const broken = Date.now();
   await wait(() => weightOfTarget() === 0 || weightOfTarget() === undefined, { timeout: BRAKED * 1000 + 15_000, every: 50, what: "weight 0 in the zone" });
-  const braked = (Date.now() - broken) / 1000;
+  const brakedAt = Date.now();
+  const braked = (brakedAt - broken) / 1000;
   const back = await reached("the end of the way back", inPhase("RolledBack"));
   const gone = (Date.now() - broken) / 1000;
   console.log(`# after the target's stream refused its records: weight 0 in the zone after ${braked.toFixed(1)} s, rolled back after ${gone.toFixed(1)} s: ${back.message}`);
@@ -139,6 +230,11 @@ test("a target that fails under way loses its lookups, and goes on once it passe
   assert.equal(weightOfTarget(), undefined);
   assert.equal(is(await get("realtimecluster", SOURCE, "eu"), "Ready"), "True", "the source is untouched");
   assert.equal(condition(await move(), "Completed")?.status, "False");
+  const left = brakedAt + ANSWERED * 1000;
+  await wait(() => targetShare(clients.visitors.visits, left, Infinity).count >= 40, { what: "visits after the brake" });
+  const [under, after] = [targetShare(clients.visitors.visits, broken, left), targetShare(clients.visitors.visits, left, Infinity)];
+  console.log(`# new connections at the target: ${under.percent.toFixed(0)} % of ${under.count} up to ${ANSWERED} s after the brake, then ${after.percent.toFixed(1)} % of ${after.count}`);
+  assert.ok(after.percent <= 100 - BACK_PERCENT, `${after.percent} % of ${after.count} visits at the target`);
 
   await outside.kinesis.allow();
   await ready(TARGET, "eu", 120);
@@ -154,9 +250,26 @@ test("the cutover keeps the brake, and a complete move keeps its record when it 
   await reached("the end", inPhase("Completed"), 2 * PHASE_TIMEOUT);
   assert.deepEqual(writtenWeights().slice(-4), [0, 1, 20, 255]);
   assert.equal(condition(await move(), "Completed").status, "True");
+  await clients.hear();
   await kubectl(["delete", "realtimemigration", "move", "-n", TARGET, "--timeout=60s"]);
   await synced(route53, 3);
   assert.equal(weightOfTarget(), 255, "nobody loses the last answer of the host");
   assert.deepEqual(route53.refusals, [], "nothing that Route 53 refuses was asked of it");
   console.log(`# weights of the target's record: ${writtenWeights().join(", ")}`);
+});
+
+test("every channel was occupied once and vacated once, whichever cluster had its clients, and no other session was cut", { timeout: 300_000 }, async () => {
+  await clients.leave();
+  const { visitors, socketVisitors, pairs, residents } = clients;
+  for (const [what, { visits }] of [["visits", visitors], ["visits of the websocket track", socketVisitors]]) {
+    const refused = visits.filter(({ refusal }) => refusal);
+    console.log(`# ${what}: ${visits.length}, ${refused.length} without a session: ${JSON.stringify(refused.slice(0, 3))}`);
+  }
+  console.log(`# pairs with a client in each cluster: ${pairs.channels.length}, ${pairs.refusals.length} without both: ${JSON.stringify(pairs.refusals.slice(0, 3))}`);
+  assert.ok(pairs.channels.length >= 20);
+  const channels = [...[...visitors.visits, ...socketVisitors.visits].filter(({ refusal }) => !refusal).map(({ channel }) => channel), ...pairs.channels];
+  await wait(() => unevenChannels(channels).length === 0, { timeout: WEBHOOK_TIMEOUT, every: 2_000, what: "one occupied and one vacated of each channel", seen: () => unevenChannels(channels).slice(0, 20).join("; ") });
+  assert.deepEqual(residents.flatMap(({ states }) => states), [], "no change of a record cuts a session");
+  assert.deepEqual(socketVisitors.visits.filter(({ found, refusal }) => refusal || found !== SOURCE_SOCKETS), [], "the websocket track is untouched");
+  assert.deepEqual(recordsOf(UNMOVED).map(({ target }) => target), [SOURCE_SOCKETS]);
 });
