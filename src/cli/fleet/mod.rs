@@ -1,5 +1,6 @@
 //! `realtime fleet`: the clusters and moves of many Kubernetes clusters, a row each.
 
+mod columns;
 mod moves;
 mod rows;
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use kube::ResourceExt;
 use serde::Serialize;
 
-use super::rows::align_columns;
+use super::columns::align_columns;
 use crate::api::RealtimeMigration;
 use crate::api::migration::{MigrationPhase, MigrationTrack, TrackStatus};
 
