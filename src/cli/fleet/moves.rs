@@ -119,17 +119,13 @@ mod tests {
     use super::*;
 
     fn migration(status: &str) -> RealtimeMigration {
-        let manifest = format!(
-            "apiVersion: realtime-operator.dev/v1alpha1\nkind: RealtimeMigration\n\
-             metadata: {{ name: move, namespace: channels }}\nspec:\n  clusterRef: {{ name: eu }}\n  source: {{}}\n  tracks:\n  \
-             - {{ transport: sockjs, host: sockjs.example.com, targetHost: new.example.com }}\n{status}"
-        );
+        let manifest = format!("{}{status}", include_str!("../../../tests/fixtures/migration/move.yaml"));
         serde_yaml::from_str(&manifest).expect("a move")
     }
 
     fn status(phase: &str) -> String {
         format!(
-            "status:\n  tracks:\n  - {{ transport: sockjs, host: sockjs.example.com, step: 3/7, desired: '20', applied: 50.0 % of 200, \
+            "status:\n  tracks:\n  - {{ transport: sockjs, host: sockjs-eu.example.com, step: 3/7, desired: '20', applied: 50.0 % of 200, \
              observed: not known, sourceWeight: 20, bakeLeft: 2 h, reason: BakeRunning, message: it bakes, nextStep: wait, \
              progress: {{ phase: {phase} }} }}\n"
         )
@@ -140,8 +136,11 @@ mod tests {
         let rows = MoveRow::of_move("new", &migration(&status("Baking")));
         let text = render_moves(&rows);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("CONTEXT  MOVE           HOST                PHASE   STEP  DESIRED"), "{text}");
-        let row = "new      channels/move  sockjs.example.com  Baking  3/7   20       50.0 % of 200  not known  2 h        BakeRunning";
+        assert!(
+            lines[0].starts_with("CONTEXT  MOVE                    HOST                   PHASE   STEP  DESIRED"),
+            "{text}"
+        );
+        let row = "new      channels/sockjs-to-eks  sockjs-eu.example.com  Baking  3/7   20       50.0 % of 200  not known  2 h        BakeRunning";
         assert_eq!(lines[1..], [row], "{text}");
         assert!(!rows[0].is_stopped);
     }
@@ -150,7 +149,7 @@ mod tests {
     fn a_move_that_stopped_says_why_and_what_is_next() {
         let rows = MoveRow::of_move("new", &migration(&status("RolledBack")));
         assert!(rows[0].is_stopped);
-        assert_eq!(render_moves(&rows).lines().last(), Some("new, channels/move: it bakes; next: wait"));
+        assert_eq!(render_moves(&rows).lines().last(), Some("new, channels/sockjs-to-eks: it bakes; next: wait"));
     }
 
     #[test]

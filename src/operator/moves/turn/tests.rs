@@ -309,8 +309,12 @@ async fn a_weight_that_is_not_applied_names_the_part_of_external_dns_that_holds_
     let bed = Bed::new(short_steps(), json!({ "approval": "None" })).await;
     bed.turn().await;
     bed.approve().await;
-    for _ in 0..60 {
+    // Nobody copies the object into the zone.
+    for _ in 0..120 {
         bed.turn().await;
+        if bed.track().reason == MigrationReason::WeightNotApplied {
+            break;
+        }
     }
     assert_eq!(bed.track().reason, MigrationReason::WeightNotApplied);
     assert!(bed.track().next_step.contains("has not read the DNSEndpoint"), "{}", bed.track().next_step);
