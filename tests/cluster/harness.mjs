@@ -1,5 +1,6 @@
 // What a test of the cluster tier works with: kubectl, watches, waits, a Redis and a Kinesis beside the nodes.
 // The cluster itself is shared by all files: see shared_cluster.mjs.
+import { AsyncLocalStorage } from "node:async_hooks";
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -13,7 +14,7 @@ import { kinesisPorts, run, runChecked, spawnBound, startRedis as startRedisWith
 if (!process.env.CLUSTER) throw new Error("CLUSTER does not name a cluster: run this through ./test cluster");
 
 /** Folder of this cluster, of Kubernetes' binaries and of the project's. */
-export const { dir: DIR, bin: BIN, binaries: BINARIES } = JSON.parse(process.env.CLUSTER);
+export const { dir: DIR, bin: BIN, binaries: BINARIES, second: SECOND_DIR } = JSON.parse(process.env.CLUSTER);
 
 const HAS_IPV6_ALONE = process.env.NODE_IP_FAMILY === "6";
 
@@ -37,6 +38,18 @@ export const OPERATOR_ACCOUNT = `system:serviceaccount:${OPERATOR_NAMESPACE}:rea
 
 export const KUBECONFIG = `${DIR}/pki/admin.kubeconfig`;
 
+/** That of the second cluster, in a tier that has one. */
+export const SECOND_KUBECONFIG = SECOND_DIR && `${SECOND_DIR}/pki/admin.kubeconfig`;
+
+const chosenKubeconfig = new AsyncLocalStorage();
+
+/** Runs `fn`, of which every command goes to the cluster of this kubeconfig; elsewhere it goes to the first. */
+export function onCluster(kubeconfig, fn) {
+  return chosenKubeconfig.run(kubeconfig, fn);
+}
+
+const kubeconfigOf = () => chosenKubeconfig.getStore() ?? KUBECONFIG;
+
 /** Lines of each container's log that a failed test shows. */
 const LOG_LINES = 40;
 
@@ -56,7 +69,8 @@ async function show(error) {
   if (reported.has(error)) return;
   reported.add(error);
   shown += 1;
-  if (shown <= SHOWN_FAILURES) console.log(await diagnostics());
+  if (shown > SHOWN_FAILURES) return;
+  for (const kubeconfig of [KUBECONFIG, SECOND_KUBECONFIG].filter(Boolean)) console.log(await onCluster(kubeconfig, diagnostics));
 }
 
 /** Runs `fn`, and shows how the cluster stands when it fails: for `before` hooks, and before something is removed. */
@@ -99,12 +113,12 @@ export async function diagnostics() {
 
 /** Runs kubectl to its end, whatever that is. */
 function execute(args, { input } = {}) {
-  return run(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, ...args], { input });
+  return run(`${BIN}/kubectl`, ["--kubeconfig", kubeconfigOf(), ...args], { input });
 }
 
 /** Runs our own command as a person does, to its end, whatever that is. */
 export function realtime(...args) {
-  return run(`${BINARIES}/realtime`, args, { env: { ...process.env, KUBECONFIG } });
+  return run(`${BINARIES}/realtime`, args, { env: { ...process.env, KUBECONFIG: kubeconfigOf() } });
 }
 
 /** What kubectl prints; fails when it does. */
@@ -362,7 +376,7 @@ export async function watchObject(kind, namespace, name) {
   // The bookmark says that the watch stands: everything after it is seen.
   const query = `watch=true${field}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true`;
   const path = `${GROUPS[kind] ?? "/api/v1"}/namespaces/${namespace}/${kind}?${query}`;
-  const child = spawnBound(`${BIN}/kubectl`, ["--kubeconfig", KUBECONFIG, "get", "--raw", path], { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawnBound(`${BIN}/kubectl`, ["--kubeconfig", kubeconfigOf(), "get", "--raw", path], { stdio: ["ignore", "pipe", "pipe"] });
   const versions = [];
   let ready = false;
   let problem = "";

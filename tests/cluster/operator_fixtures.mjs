@@ -20,10 +20,15 @@ export const outside = {};
 before(() =>
   diagnosed(async () => {
     [outside.redis, outside.kinesis, outside.receiver] = await Promise.all([startRedis(), startKinesis(), startReceiver()]);
-    await applyCrds();
-    await apply(operatorManifest());
-    await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
+    await installOperator();
   }));
+
+/** Installs the CRDs and the operator; `before` has done so on the first cluster. */
+export async function installOperator() {
+  await applyCrds();
+  await apply(operatorManifest());
+  await kubectl(["rollout", "status", "deployment/realtime-operator", "-n", OPERATOR_NAMESPACE, "--timeout=60s"]);
+}
 
 /** A registry from which a policy may take images. */
 export const MIRROR = "mirror.test";
@@ -37,13 +42,15 @@ function operatorManifest() {
   return addOperatorFiles(text, { "known-injectors": injectors, "platform-policy": policy });
 }
 
-// An operator that is gone first could not say that the clusters' pods have ended.
-tearDown(async () => {
+/** Deletes the clusters, and then the operator: one that is gone first could not say that the clusters' pods have ended. */
+export async function removeOperator() {
   // A cluster waits for its move.
   await kubectl(["delete", "realtimemigrations", "-A", "--all", "--timeout=60s"]);
   await kubectl(["delete", "realtimeclusters", "-A", "--all", "--timeout=100s"]);
   await deleteNamespace(OPERATOR_NAMESPACE);
-});
+}
+
+tearDown(removeOperator);
 
 /** The manifests of a cluster; `replace` changes texts in them. */
 export function manifest(namespace, replace = {}) {

@@ -73,16 +73,23 @@ export async function startRoute53(domain) {
   };
   const zones = () =>
     `<ListHostedZonesResponse xmlns="${NAMESPACE}"><HostedZones><HostedZone><Id>/hostedzone/${ZONE_ID}</Id><Name>${domain}.</Name><CallerReference>1</CallerReference><Config><PrivateZone>false</PrivateZone></Config></HostedZone></HostedZones><IsTruncated>false</IsTruncated><MaxItems>100</MaxItems></ListHostedZonesResponse>`;
-  const change = (body) => {
-    const asked = elements(body, "Change").map((xml) => ({ action: text(xml, "Action"), record: parseRecord(xml), at: Date.now() }));
+  /** Makes all of these changes; returns the sentence that refuses them, if one does. */
+  const makeChanges = (asked) => {
     const foreign = asked.find(({ record }) => !record.name.endsWith(`${domain}.`));
     const { next, refusal } = foreign ? { refusal: `${foreign.record.name} is not in the zone` } : applyChanges(records, asked);
     if (!next) {
       refusals.push(refusal);
-      return { status: 400, body: `<ErrorResponse xmlns="${NAMESPACE}"><Error><Type>Sender</Type><Code>InvalidChangeBatch</Code><Message>${escape(refusal)}</Message></Error></ErrorResponse>` };
+      return refusal;
     }
     records = next;
-    changes.push(...asked);
+    changes.push(...asked.map((one) => ({ ...one, at: Date.now() })));
+    return undefined;
+  };
+  const change = (body) => {
+    const refusal = makeChanges(elements(body, "Change").map((xml) => ({ action: text(xml, "Action"), record: parseRecord(xml) })));
+    if (refusal) {
+      return { status: 400, body: `<ErrorResponse xmlns="${NAMESPACE}"><Error><Type>Sender</Type><Code>InvalidChangeBatch</Code><Message>${escape(refusal)}</Message></Error></ErrorResponse>` };
+    }
     return { status: 200, body: `<ChangeResourceRecordSetsResponse xmlns="${NAMESPACE}"><ChangeInfo><Id>/change/C1</Id><Status>INSYNC</Status><SubmittedAt>2026-01-01T00:00:00Z</SubmittedAt></ChangeInfo></ChangeResourceRecordSetsResponse>` };
   };
   const answer = (method, path, body) => {
@@ -109,6 +116,15 @@ export async function startRoute53(domain) {
     records: () => [...records.values()],
     /** Creates or replaces a record, as another writer of the zone does. */
     put: (record) => void records.set(keyOf(record), record),
+    /** Makes the changes of a batch in the form of the AWS command line, as a person does. */
+    submit({ Changes }) {
+      const asked = Changes.map(({ Action: action, ResourceRecordSet: { Name, Type, TTL, SetIdentifier, Weight, ResourceRecords } }) => ({
+        action,
+        record: { name: Name.replace(/\.?$/, "."), type: Type, ttl: TTL, identifier: SetIdentifier, weight: String(Weight), values: ResourceRecords.map(({ Value }) => Value) },
+      }));
+      const refusal = makeChanges(asked);
+      if (refusal) throw new Error(refusal);
+    },
     stop() {
       server.closeAllConnections();
       server.close();

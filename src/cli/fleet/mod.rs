@@ -1,5 +1,7 @@
-//! `realtime fleet`: the clusters of many Kubernetes clusters, a row each.
+//! `realtime fleet`: the clusters and moves of many Kubernetes clusters, a row each.
 
+mod columns;
+mod moves;
 mod rows;
 
 use std::path::PathBuf;
@@ -9,10 +11,12 @@ use futures::StreamExt;
 use kube::config::Kubeconfig;
 use tokio::runtime::Handle;
 
+use self::moves::MoveRow;
 use self::rows::{FleetReport, FleetRow, UnreadSource, WhereCondition, render_table};
-use super::live_snapshots::read_snapshots;
+use super::live_snapshots::{read_moves, read_snapshots};
 use super::output::{OutputFormat, print_value};
 use super::{BAD_INPUT_EXIT_CODE, print, report_bad_input};
+use crate::api::RealtimeMigration;
 use crate::kubernetes::client::{build_context_client, read_kubeconfig};
 use crate::migration::ClusterSnapshot;
 use crate::process::clock::now_ms;
@@ -23,7 +27,14 @@ const NOT_READY_EXIT_CODE: u8 = 1;
 /// Contexts that are read at a time: each takes a few connections, and may run a program for its credentials.
 const CONCURRENT_CONTEXTS_MAX: usize = 16;
 
-/// Show the clusters of many Kubernetes clusters, a row each: Ready or why not, the broken hop by transport, and what runs.
+/// Clusters and moves of one source.
+struct SourceReading {
+    clusters: Vec<ClusterSnapshot>,
+    moves: Result<Vec<RealtimeMigration>, String>,
+}
+
+/// Show the clusters of many Kubernetes clusters, a row each: Ready or why not, the broken hop by transport, and what runs; and
+/// the moves between them.
 ///
 /// Reads every context of the kubeconfig, those of `--context`, or files of `realtime snapshot`. A context that does not answer
 /// is a row with its error, and delays no other.
@@ -45,10 +56,10 @@ pub struct Arguments {
     /// The namespace in each context; absent means all, which needs the right to list in all
     #[arg(short, long)]
     namespace: Option<String>,
-    /// Show clusters that are not Ready only
+    /// Show clusters that are not Ready, and moves that stopped or went back, only
     #[arg(long)]
     failing: bool,
-    /// Show clusters of which a server runs with this value only; can be repeated, and all must hold. Defaults count
+    /// Show clusters of which a server runs with this value only, and no moves; can be repeated, and all must hold. Defaults count
     #[arg(long = "where", value_name = "VARIABLE=VALUE")]
     conditions: Vec<String>,
     /// Longest time for one context, such as 15s or 2m
@@ -67,7 +78,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         Ok(conditions) => conditions,
         Err(error) => return report_bad_input(&[error]),
     };
-    let mut sources: Vec<(String, Result<Vec<ClusterSnapshot>, String>)> = Vec::new();
+    let mut sources: Vec<(String, Result<SourceReading, String>)> = Vec::new();
     if arguments.files.is_empty() || !arguments.contexts.is_empty() {
         match read_kubeconfig() {
             Ok(kubeconfig) => sources.extend(read_contexts(kubeconfig, &arguments).await),
@@ -76,7 +87,8 @@ pub async fn run(arguments: Arguments) -> u8 {
     }
     for file in &arguments.files {
         let name = file.display().to_string();
-        sources.push((name, read_file(file).map(|snapshot| vec![snapshot])));
+        let reading = |snapshot| SourceReading { clusters: vec![snapshot], moves: Ok(vec![]) };
+        sources.push((name, read_file(file).map(reading)));
     }
     if sources.is_empty() {
         return report_bad_input(&["the kubeconfig has no context: pass another one by KUBECONFIG".to_owned()]);
@@ -94,7 +106,7 @@ pub async fn run(arguments: Arguments) -> u8 {
 }
 
 fn build_report(
-    sources: Vec<(String, Result<Vec<ClusterSnapshot>, String>)>,
+    sources: Vec<(String, Result<SourceReading, String>)>,
     conditions: &[WhereCondition],
     failing: bool,
 ) -> FleetReport {
@@ -102,10 +114,18 @@ fn build_report(
     let now = now_ms();
     for (context, found) in sources {
         match found {
-            Ok(snapshots) => {
-                report.total += snapshots.len();
-                let rows = snapshots.iter().filter_map(|snapshot| FleetRow::of(&context, snapshot, conditions, now));
+            Ok(SourceReading { clusters, moves }) => {
+                report.total += clusters.len();
+                let rows = clusters.iter().filter_map(|snapshot| FleetRow::of(&context, snapshot, conditions, now));
                 report.clusters.extend(rows.filter(|row| !failing || !row.is_ready()));
+                match moves {
+                    _ if !conditions.is_empty() => {}
+                    Ok(moves) => {
+                        let rows = moves.iter().flat_map(|found| MoveRow::of_move(&context, found));
+                        report.moves.extend(rows.filter(|row| !failing || row.is_stopped));
+                    }
+                    Err(error) => report.unread_moves.push(UnreadSource { context, error }),
+                }
             }
             Err(error) => report.unread.push(UnreadSource { context, error }),
         }
@@ -119,10 +139,7 @@ fn read_file(file: &PathBuf) -> Result<ClusterSnapshot, String> {
 }
 
 /// Reads the contexts, several at a time, in their order.
-async fn read_contexts(
-    kubeconfig: Kubeconfig,
-    arguments: &Arguments,
-) -> Vec<(String, Result<Vec<ClusterSnapshot>, String>)> {
+async fn read_contexts(kubeconfig: Kubeconfig, arguments: &Arguments) -> Vec<(String, Result<SourceReading, String>)> {
     let names = if arguments.contexts.is_empty() {
         kubeconfig.contexts.iter().map(|context| context.name.clone()).collect()
     } else {
@@ -143,13 +160,15 @@ async fn read_context(
     context: String,
     namespace: Option<String>,
     limit: Duration,
-) -> Result<Vec<ClusterSnapshot>, String> {
+) -> Result<SourceReading, String> {
     let runtime = Handle::current();
     // A program for credentials blocks its thread, which must not be one of the runtime's own.
     let reading = tokio::task::spawn_blocking(move || {
         runtime.block_on(async {
             let client = build_context_client(kubeconfig, &context).await.map_err(|error| error.to_string())?;
-            read_snapshots(&client, namespace.as_deref()).await
+            let (clusters, moves) =
+                tokio::join!(read_snapshots(&client, namespace.as_deref()), read_moves(&client, namespace.as_deref()));
+            Ok(SourceReading { clusters: clusters?, moves })
         })
     });
     match tokio::time::timeout(limit, reading).await {

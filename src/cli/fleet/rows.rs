@@ -6,17 +6,24 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use super::columns::align_columns;
+use super::moves::{MoveRow, render_moves};
 use crate::api::cluster::TransportState;
 use crate::config::{VARIABLE_TABLE, Variable, suggest_name};
 use crate::migration::ClusterSnapshot;
 
 /// All rows, and the sources that gave none.
 #[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FleetReport {
     /// Clusters that the conditions choose.
     pub clusters: Vec<FleetRow>,
+    /// Tracks of moves, unless a condition chooses clusters.
+    pub moves: Vec<MoveRow>,
     /// Contexts and files that could not be read.
     pub unread: Vec<UnreadSource>,
+    /// Contexts of which only the moves could not be read.
+    pub unread_moves: Vec<UnreadSource>,
     /// Number of contexts and files.
     pub sources: usize,
     /// Number of clusters before a condition.
@@ -150,8 +157,12 @@ pub fn render_table(report: &FleetReport, conditions: &[WhereCondition]) -> Stri
     if !report.clusters.is_empty() {
         align_columns(&mut text, &lines);
     }
+    text.push_str(&render_moves(&report.moves));
     for source in &report.unread {
         let _ = writeln!(text, "{}: not read: {}", source.context, source.error);
+    }
+    for source in &report.unread_moves {
+        let _ = writeln!(text, "{}: moves not read: {}", source.context, source.error);
     }
     let not_ready = report.clusters.iter().filter(|row| !row.is_ready()).count();
     let _ = writeln!(
@@ -202,16 +213,6 @@ fn format_age(seconds: u64) -> String {
         120..=7_199 => format!("{}m", seconds / 60),
         7_200..=172_799 => format!("{}h", seconds / 3_600),
         _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-fn align_columns(text: &mut String, lines: &[Vec<String>]) {
-    let columns = lines.first().map_or(0, Vec::len);
-    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
-    for line in lines {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
     }
 }
 

@@ -30,7 +30,7 @@ pub fn advance_track(
             | MigrationPhase::AwaitingApproval
             | MigrationPhase::CuttingOver
             | MigrationPhase::Frozen => {
-                let judgement = judge_proofs(plan, observations, turn.next.unknown_ms, now_ms);
+                let judgement = judge_proofs(plan, observations, &turn.next, now_ms);
                 advance_open(&mut turn, judgement);
             }
             MigrationPhase::RollingBack => advance_retreat(&mut turn),
@@ -67,7 +67,7 @@ fn is_closed(phase: MigrationPhase) -> bool {
 /// Whether a weight may rise in this turn: the proofs and the approval of the turn that decided it may be gone.
 fn may_rise(turn: &Turn<'_>) -> bool {
     find_review_obstacle(turn).is_none()
-        && judge_proofs(turn.plan, turn.observations, turn.next.unknown_ms, turn.now_ms) == Judgement::Go
+        && judge_proofs(turn.plan, turn.observations, &turn.next, turn.now_ms) == Judgement::Go
 }
 
 /// The writes that lead from the record to the progress. A weight rises only while the target passes and the review is

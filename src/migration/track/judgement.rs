@@ -1,7 +1,7 @@
 //! The judgement of both clusters' proofs: whether to go on, to hold, or to go back.
 
 use super::{ProofReading, TrackObservations, TrackPlan, TrackProof};
-use crate::api::migration::{FailureReaction, MigrationReason};
+use crate::api::migration::{FailureReaction, MigrationPhase, MigrationReason, TrackProgress};
 
 /// Consequence of the proofs of both clusters, for a target that has a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,11 +18,11 @@ pub(super) enum Judgement {
     RollBack(MigrationReason, String),
 }
 
-/// Judges the proofs. `unknown_ms` is the time since which the target's state is not known.
+/// Judges the proofs of a track with this progress.
 pub(super) fn judge_proofs(
     plan: &TrackPlan,
     observations: &TrackObservations,
-    unknown_ms: Option<u64>,
+    progress: &TrackProgress,
     now_ms: u64,
 ) -> Judgement {
     let target = read_target(plan, observations, now_ms);
@@ -37,6 +37,13 @@ pub(super) fn judge_proofs(
             let message = format!("both clusters fail{}: they share the cause", at_hop(&hop));
             Judgement::Freeze(MigrationReason::SharedFailure, message)
         }
+        // A gate stays closed for some rounds after the cause is gone, while no hop fails any more.
+        (Some(TrackProof::Failing(hop)), TrackProof::Failing(other))
+            if hop.is_empty() && is_shared_freeze(progress) =>
+        {
+            let message = format!("the source fails{}, and the target's gate is not open again", at_hop(&other));
+            Judgement::Freeze(MigrationReason::SharedFailure, message)
+        }
         (Some(TrackProof::Failing(hop)), source) => {
             let beside = match source {
                 TrackProof::Failing(other) => format!("the source fails{} too", at_hop(&other)),
@@ -49,7 +56,7 @@ pub(super) fn judge_proofs(
             }
         }
         (Some(TrackProof::Unknown), _) => {
-            let since = now_ms.saturating_sub(unknown_ms.unwrap_or(now_ms));
+            let since = now_ms.saturating_sub(progress.unknown_ms.unwrap_or(now_ms));
             let message = "the target's journeys have no result".to_owned();
             if since > plan.limits.unknown_ms {
                 Judgement::Close(MigrationReason::TargetUnknown, message)
@@ -62,6 +69,11 @@ pub(super) fn judge_proofs(
             Judgement::Close(MigrationReason::TargetUnknown, message)
         }
     }
+}
+
+/// Whether a track is frozen since both clusters failed at one hop.
+fn is_shared_freeze(progress: &TrackProgress) -> bool {
+    progress.phase == MigrationPhase::Frozen && progress.reason == MigrationReason::SharedFailure
 }
 
 /// The target's proof; `None` for evidence that is too old, and for a cluster that is gone.

@@ -124,6 +124,28 @@ fn proofs_of_both_clusters_decide_about_a_weight() {
     }
 }
 
+/// Where both failed at one hop, the cause is gone at the target before the source's next snapshot says so.
+#[test]
+fn a_target_whose_gate_opens_again_after_a_shared_failure_keeps_its_weight() {
+    let mut world = World::new();
+    world.plan.steps[2].bake_ms = 3_600_000;
+    world.run_until_baking(20);
+    world.set_target(failing("record"));
+    world.set_source(failing("record"));
+    world.turns(3);
+    world.set_target(failing(""));
+    world.turns(3);
+    assert_eq!((world.stored.phase, world.stored.reason), (MigrationPhase::Frozen, MigrationReason::SharedFailure));
+    world.set_target(TrackProof::Passing);
+    world.set_source(TrackProof::Passing);
+    world.turns(30);
+    assert_eq!((world.phase(), world.observations.written), (MigrationPhase::Baking, Some(20)));
+    world.set_target(failing(""));
+    world.set_source(failing("record"));
+    world.turns(30);
+    assert_eq!(world.phase(), MigrationPhase::RolledBack, "another failure is judged anew");
+}
+
 #[test]
 fn a_rollback_writes_weight_0_first_and_deletes_the_record_one_ttl_later() {
     let mut world = World::new();

@@ -62,6 +62,13 @@ fn read_weight(object: &Value) -> u8 {
 }
 
 impl LiveRecord {
+    /// Whether external-dns has read the object as it is: its source `crd` writes the generation into the status
+    /// (external-dns 0.21, `source/crd.go`).
+    pub fn is_read(&self) -> bool {
+        let read = self.object.data.pointer("/status/observedGeneration").and_then(Value::as_i64);
+        read.is_some_and(|read| self.object.metadata.generation.is_none_or(|generation| read >= generation))
+    }
+
     /// Whether the object is as it is rendered for its weight.
     pub fn is_intact(&self, migration: &RealtimeMigration, track: &MigrationTrack) -> bool {
         let live = serde_json::to_value(&self.object).unwrap_or_default();

@@ -137,7 +137,8 @@ impl MoveDriver {
         let observations = observe_track(&view, clusters, &*self.verdicts, now_ms);
         let (next, actions) = advance_track(&plan, &progress, &observations, now_ms);
         let mut status = describe_track((&plan, track.transport), &next, &observations, None);
-        if let Some(step) = describe_external_step(track, &next, &observations, &plan) {
+        let step = describe_external_step(track, &next, &observations, &plan);
+        if let Some(step) = step.or_else(|| describe_unapplied_step(&next, &written)) {
             status.next_step = step;
         }
         DecidedTrack { track, written, status, actions }
@@ -346,6 +347,21 @@ fn describe_external_step(
         ),
         None => format!("remove the record of {host} that leads to {target_host}"),
     })
+}
+
+/// The next step for a weight that the zone does not answer by: the part of external-dns that holds it up, as far as the object
+/// shows.
+fn describe_unapplied_step(next: &TrackProgress, written: &WrittenRecord) -> Option<String> {
+    let WrittenRecord::Object(Some(live)) = written else { return None };
+    if next.reason != MigrationReason::WeightNotApplied {
+        return None;
+    }
+    let cause = if live.is_read() {
+        "external-dns has read the DNSEndpoint, and the zone does not answer by it: its log names the cause, such as a host          outside its domain filter, a record of another TXT owner, or a refusal of the provider"
+    } else {
+        "external-dns has not read the DNSEndpoint: it must run, with the source `crd`, and see this namespace"
+    };
+    Some(format!("{cause}; the change batch of `realtime migrate plan` sets the weight by hand"))
 }
 
 /// Whether a status says more than the former one.

@@ -305,6 +305,30 @@ async fn a_move_is_proven_reviewed_braked_and_baked_and_a_failure_takes_its_reco
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_weight_that_is_not_applied_names_the_part_of_external_dns_that_holds_it_up() {
+    let bed = Bed::new(short_steps(), json!({ "approval": "None" })).await;
+    bed.turn().await;
+    bed.approve().await;
+    // Nobody copies the object into the zone.
+    for _ in 0..120 {
+        bed.turn().await;
+        if bed.track().reason == MigrationReason::WeightNotApplied {
+            break;
+        }
+    }
+    assert_eq!(bed.track().reason, MigrationReason::WeightNotApplied);
+    assert!(bed.track().next_step.contains("has not read the DNSEndpoint"), "{}", bed.track().next_step);
+    for (observed, expected) in [(2, "has read the DNSEndpoint"), (1, "has not read the DNSEndpoint")] {
+        let mut endpoint = bed.api.get(ENDPOINT).expect("a record");
+        endpoint["metadata"]["generation"] = json!(2);
+        endpoint["status"] = json!({ "observedGeneration": observed });
+        bed.api.put(ENDPOINT, endpoint);
+        bed.turn().await;
+        assert!(bed.track().next_step.contains(expected), "{observed}: {}", bed.track().next_step);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_fails_is_repeated_and_a_record_that_is_edited_by_hand_is_repaired() {
     let bed = Bed::new(short_steps(), json!({ "approval": "None" })).await;
     bed.turn().await;
