@@ -269,6 +269,8 @@ fn build_targets(pods: usize) -> CoverageTargets {
         newcomers: BTreeSet::new(),
         webhooks: true,
         shards: (0..4).map(|number| ShardId::from(format!("shard-{number}").as_str())).collect(),
+        denied_listing: None,
+        dispatcher_error: None,
         dispatchers,
     }
 }

@@ -46,7 +46,7 @@ pub(super) enum FindingSubject<'a> {
     /// Confirmed failures, of which this one names the hop.
     Failure { pod: &'a str, failure: &'a HopFailure },
     /// A dimension without a value.
-    EmptyDimension(String),
+    EmptyDimension { reason: Reason, message: String },
     /// A process that runs another configuration.
     Drift { pod: &'a str, drifts: &'a [ConfigDrift] },
     /// A process that does not report its configuration.
@@ -59,6 +59,8 @@ pub(super) enum FindingSubject<'a> {
     BrokenGate(&'a str),
     /// A lost event would not be kept.
     BrokenDeadLetter(&'a str),
+    /// AWS does not let the operator list the shards.
+    DeniedListing(&'a str),
     /// Fewer pods run than the manifest asks for.
     MissingPods(String),
     /// The paths from outside: they fail, or are not proven yet.
@@ -72,7 +74,7 @@ pub(super) enum FindingSubject<'a> {
 type Check = for<'a> fn(&'a Evidence) -> Option<Finding<'a>>;
 
 /// The checks in their order.
-const CHECKS: [Check; 15] = [
+const CHECKS: [Check; 16] = [
     find_stale_evidence,
     find_explained_failure,
     find_empty_dimension,
@@ -84,6 +86,7 @@ const CHECKS: [Check; 15] = [
     find_loss_rate,
     find_broken_gate,
     find_broken_dead_letter,
+    find_denied_listing,
     find_missing_pods,
     find_unproven_external,
     find_awaited_dead_letter,
@@ -114,7 +117,8 @@ fn find_empty_dimension(evidence: &Evidence) -> Option<Finding<'_>> {
     if !evidence.drifts.is_empty() || rolling_out {
         return None;
     }
-    let subject = FindingSubject::EmptyDimension(describe_empty_dimension(evidence)?);
+    let (reason, message) = describe_empty_dimension(evidence)?;
+    let subject = FindingSubject::EmptyDimension { reason, message };
     Some(Finding { class: FindingClass::RefutesRounds, subject })
 }
 
@@ -170,6 +174,13 @@ fn find_awaited_dead_letter(evidence: &Evidence) -> Option<Finding<'_>> {
     is_awaited.then_some(Finding { class: FindingClass::Delays, subject: FindingSubject::AwaitedDeadLetter })
 }
 
+/// Shards that the operator may not list. They are unknown and not missing: a first proof needs them, and an open gate has the
+/// passes of its journeys.
+fn find_denied_listing(evidence: &Evidence) -> Option<Finding<'_>> {
+    let error = evidence.targets.denied_listing.as_deref()?;
+    Some(Finding { class: FindingClass::Delays, subject: FindingSubject::DeniedListing(error) })
+}
+
 fn find_missing_pods(evidence: &Evidence) -> Option<Finding<'_>> {
     let subject = evidence.targets.wanted_pods.iter().find_map(|(transport, wanted)| {
         let running = evidence.targets.count_pods(*transport);
@@ -215,21 +226,25 @@ fn find_closing(evidence: &Evidence) -> Option<Finding<'_>> {
     Some(Finding { class: FindingClass::Explains, subject: FindingSubject::Closing { reason: *reason, message } })
 }
 
-/// Describes the first dimension that has no value.
-pub(super) fn describe_empty_dimension(evidence: &Evidence) -> Option<String> {
+/// Describes the first dimension that has no value. A dispatcher that runs and holds no shard says why.
+pub(super) fn describe_empty_dimension(evidence: &Evidence) -> Option<(Reason, String)> {
     let targets = &evidence.targets;
     let carried = |transport: &Transport| targets.pods.values().any(|carries| carries.contains(transport));
     if targets.transports.is_empty() {
-        return Some("no transport is asked for".to_owned());
+        return Some((Reason::NoPods, "no transport is asked for".to_owned()));
     }
     if let Some(transport) = targets.transports.iter().find(|transport| !carried(transport)) {
-        return Some(format!("{}/{transport}: no pod serves it", transport.server_kind()));
+        return Some((Reason::NoPods, format!("{}/{transport}: no pod serves it", transport.server_kind())));
     }
-    if targets.webhooks && targets.shards.is_empty() {
-        return Some("the stream has no open shard".to_owned());
+    if targets.webhooks && targets.shards.is_empty() && targets.denied_listing.is_none() {
+        return Some((Reason::NoPods, "the stream has no open shard".to_owned()));
     }
     if targets.webhooks && targets.dispatchers.is_empty() {
-        return Some("dispatcher: no process holds a shard".to_owned());
+        let message = "dispatcher: no process holds a shard";
+        return Some(match &targets.dispatcher_error {
+            Some(error) => (Reason::DispatcherStuck, format!("{message}; {error}")),
+            None => (Reason::NoPods, message.to_owned()),
+        });
     }
     None
 }

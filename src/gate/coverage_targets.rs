@@ -28,8 +28,12 @@ pub struct CoverageTargets {
     pub webhooks: bool,
     /// Open shards of the stream.
     pub shards: BTreeSet<ShardId>,
+    /// The error by which AWS refuses to list the shards, while none is known.
+    pub denied_listing: Option<String>,
     /// Dispatchers that hold an open shard.
     pub dispatchers: BTreeSet<String>,
+    /// The error that a dispatcher reports while none holds a shard.
+    pub dispatcher_error: Option<String>,
 }
 
 impl CoverageTargets {

@@ -185,7 +185,7 @@ impl Evidence {
                 (reason, format!("{place}: {}{aside}{blame}", failure.detail))
             }
             FindingSubject::Stale(message) => (Reason::EvidenceStale, message.clone()),
-            FindingSubject::EmptyDimension(message) => (Reason::NoPods, message.clone()),
+            FindingSubject::EmptyDimension { reason, message } => (*reason, message.clone()),
             FindingSubject::Drift { pod, drifts } => {
                 let reason = drifts.first().map_or(Reason::ConfigurationDrift, ConfigDrift::reason);
                 (reason, format!("{pod}: {}{aside}", join_drifts(drifts)))
@@ -211,6 +211,9 @@ impl Evidence {
             FindingSubject::AwaitedDeadLetter => {
                 let progress = self.progress_summary(transports);
                 (Reason::Proving, format!("the dead letter of a test record is awaited; {progress}"))
+            }
+            FindingSubject::DeniedListing(error) => {
+                (Reason::AccessDenied, format!("the shards of the stream are unknown: {error}{aside}"))
             }
             FindingSubject::MissingPods(message) => {
                 (Reason::RollingOut, format!("{message}; {}", self.progress_summary(transports)))

@@ -83,6 +83,16 @@ pub(super) fn explain_code(code: Option<&str>) -> &'static str {
     }
 }
 
+/// The action that AWS names in a refusal: a call can need another one than its own, as `CreateStream` with tags does. The rest
+/// of the text has an account id and ARNs.
+fn find_denied_action(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("is not authorized to perform: ")?;
+    let action = rest.split_whitespace().next()?;
+    let (service, name) = action.split_once(':')?;
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (is_word(service) && is_word(name) && action.len() <= CODE_LEN_MAX).then_some(action)
+}
+
 /// Classes a service's error code, including codes that the SDK's model lacks.
 pub(super) fn classify_code(code: Option<&str>) -> KinesisErrorClass {
     match code {
@@ -136,7 +146,12 @@ impl KinesisError {
         tracing::debug!(operation, stream, region, code, text = innermost_message(error), "call to Kinesis failed");
         let identity = find_identity_failure(error);
         let message = match error {
-            SdkError::ServiceError(_) => explain_code(code).to_owned(),
+            SdkError::ServiceError(_) => match error.message().and_then(find_denied_action) {
+                Some(action) if code == Some("AccessDeniedException") => format!(
+                    "the identity may not make this call: grant it {action}, which is in the policy that `realtime iam` prints"
+                ),
+                _ => explain_code(code).to_owned(),
+            },
             SdkError::TimeoutError(_) => "no answer in time".to_owned(),
             SdkError::ResponseError(_) => "the answer cannot be read: check that the endpoint is Kinesis".to_owned(),
             // The error of a credentials provider can hold the answer of STS.
@@ -251,6 +266,24 @@ mod tests {
             assert!(error.starts_with("ListTagsForStream on stream s in eu-west-1: "), "{name}: {error}");
             assert!(error.ends_with(says), "{name}: {error}");
             assert!(!error.contains("123456789012"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_aws_names_the_action_and_nothing_else_of_its_text() {
+        let refusal = |action: &str| {
+            format!(
+                "User: arn:aws:sts::123456789012:assumed-role/r/s is not authorized to perform: {action} on resource: x"
+            )
+        };
+        for (text, expected) in [
+            (refusal("kinesis:AddTagsToStream"), Some("kinesis:AddTagsToStream")),
+            (refusal("arn:aws:x"), None),
+            (refusal("kinesis:"), None),
+            (refusal(&format!("kinesis:{}", "A".repeat(100))), None),
+            ("Access denied".to_owned(), None),
+        ] {
+            assert_eq!(find_denied_action(&text), expected, "{text}");
         }
     }
 

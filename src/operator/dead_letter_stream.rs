@@ -14,7 +14,7 @@ use crate::api::conditions::condition;
 use crate::desired::StreamCapacity;
 
 /// Texts of the dead-letter stream.
-const STREAM_TEXTS: StreamTexts = StreamTexts {
+pub const DEAD_LETTER_STREAM_TEXTS: StreamTexts = StreamTexts {
     condition: condition::DEAD_LETTER_READY,
     name_field: "webhooks.deadLetter.name",
     purpose: " for dead letters",
@@ -39,6 +39,6 @@ pub async fn reconcile(
     let goal = stream.goal.of_dead_letters(wanted.shards, wanted.retention_hours);
     stream.name = name;
     stream.capacity = StreamCapacity::Provisioned(wanted.shards);
-    let request = StreamRequest { stream: &stream, goal, texts: &STREAM_TEXTS };
+    let request = StreamRequest { stream: &stream, goal, texts: &DEAD_LETTER_STREAM_TEXTS };
     Some(reconcile_stream(context, cluster, request, known, now).await)
 }

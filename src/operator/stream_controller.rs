@@ -22,7 +22,7 @@ use crate::desired::ValidStream;
 /// Conditions that this controller writes.
 const OWNED_CONDITIONS: &[&str] = &[condition::STREAM_READY, condition::DEAD_LETTER_READY];
 /// Texts of the main stream.
-const STREAM_TEXTS: StreamTexts = StreamTexts {
+pub const EVENT_STREAM_TEXTS: StreamTexts = StreamTexts {
     condition: condition::STREAM_READY,
     name_field: "webhooks.stream.name",
     purpose: "",
@@ -98,7 +98,7 @@ async fn reconcile_main(
     };
     // The name may have been corrected before a stream existed.
     let known = keep_status(known, &stream.name);
-    let request = StreamRequest { stream: &stream, goal: stream.goal.clone(), texts: &STREAM_TEXTS };
+    let request = StreamRequest { stream: &stream, goal: stream.goal.clone(), texts: &EVENT_STREAM_TEXTS };
     reconcile_stream(context, cluster, request, known, now).await
 }
 

@@ -24,11 +24,20 @@ fn new_processes(plan: &ProbePlan) -> BTreeSet<String> {
 }
 
 /// Returns the targets that need proof, from the latest observation.
-pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: &PodObservation) -> CoverageTargets {
+/// Without a shard, `denied_listing` is the error by which AWS refuses to list them.
+pub(super) fn coverage_targets(
+    plan: &ProbePlan,
+    shards: &[Shard],
+    denied_listing: Option<&str>,
+    observation: &PodObservation,
+) -> CoverageTargets {
     let pods = plan.edges.iter().map(|edge| (edge.pod.clone(), edge.transports.iter().copied().collect()));
     let shards: BTreeSet<ShardId> = shards.iter().map(|shard| shard.id.clone()).collect();
+    let denied_listing = denied_listing.filter(|_| shards.is_empty());
+    let is_open = |shard: &ShardId| denied_listing.is_some() || shards.contains(shard);
     let holders = observation.dispatchers.iter();
-    let holders = holders.filter(|(_, flow)| flow.shards.keys().any(|shard| shards.contains(shard)));
+    let holders = holders.filter(|(_, flow)| flow.shards.keys().any(is_open));
+    let dispatchers: BTreeSet<String> = holders.map(|(pod, _)| pod.clone()).collect();
     let paths = plan.paths.iter().map(|path| (path.name.clone(), path.transports.iter().copied().collect()));
     let tour = |transport: &Transport| (*transport, plan.policy.tour_rounds(plan.count_pods(*transport)));
     CoverageTargets {
@@ -41,7 +50,15 @@ pub(super) fn coverage_targets(plan: &ProbePlan, shards: &[Shard], observation: 
         processes: process_names(plan).map(str::to_owned).collect(),
         newcomers: new_processes(plan),
         webhooks: plan.webhooks,
-        dispatchers: holders.map(|(pod, _)| pod.clone()).collect(),
+        dispatcher_error: dispatchers.is_empty().then(|| describe_dispatcher_error(observation)).flatten(),
+        dispatchers,
+        denied_listing: denied_listing.map(str::to_owned),
         shards,
     }
+}
+
+/// The first error of a dispatcher, with its pod.
+fn describe_dispatcher_error(observation: &PodObservation) -> Option<String> {
+    let mut dispatchers = observation.dispatchers.iter();
+    dispatchers.find_map(|(pod, flow)| flow.last_error.as_ref().map(|error| format!("{pod} says: {error}")))
 }

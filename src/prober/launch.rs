@@ -41,11 +41,12 @@ impl JourneySchedule {
         let Some(stream) = self.context.plan.stream.clone() else { return };
         let results = self.results.clone();
         tokio::spawn(async move {
-            match stream.list_shards().await {
-                // The schedule may have ended.
-                Ok(shards) => drop(results.send(ScheduleEvent::ShardsListed(shards)).await),
-                Err(error) => tracing::warn!(%error, "shard listing failed: keeping the previous one"),
+            let listed = stream.list_shards().await;
+            if let Err(error) = &listed {
+                tracing::warn!(%error, "shard listing failed: keeping the previous one");
             }
+            // The schedule may have ended.
+            let _ = results.send(ScheduleEvent::ShardsListed(listed)).await;
         });
     }
 

@@ -23,7 +23,7 @@ use super::requested_round::{RequestedProof, RequestedRound};
 use super::service_routes::RouteTracker;
 use super::{JourneyProof, ProbePlan};
 use crate::gate::{Evidence, GatePhase, GatePolicy, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
-use crate::kinesis::Shard;
+use crate::kinesis::{KinesisError, KinesisErrorClass, Shard};
 use crate::process::clock;
 use crate::process::heartbeat::Heartbeat;
 use crate::protocol::Transport;
@@ -112,6 +112,7 @@ pub fn start(
         ticks,
         results,
         shards: Arc::new(vec![]),
+        denied_listing: None,
         observation: PodObservation::default(),
         last_holders: None,
         journey_count: 0,
@@ -145,8 +146,8 @@ pub fn start(
 pub(super) enum ScheduleEvent {
     /// Every pod was looked at.
     PodsObserved(PodObservation),
-    /// The shards were listed.
-    ShardsListed(Vec<Shard>),
+    /// The shards were listed, or could not be.
+    ShardsListed(Result<Vec<Shard>, KinesisError>),
     /// The hops of a journey are over; its farewell may go on.
     HopsEnded(TargetPair),
     /// A journey is over.
@@ -171,6 +172,8 @@ pub(super) struct JourneySchedule {
     pub(super) ticks: broadcast::Sender<HopTick>,
     pub(super) results: mpsc::Sender<ScheduleEvent>,
     pub(super) shards: Arc<Vec<Shard>>,
+    /// The error by which AWS refused the latest listing of shards.
+    denied_listing: Option<String>,
     pub(super) observation: PodObservation,
     /// Dispatchers that held shards, and when they were last seen to.
     last_holders: Option<(BTreeSet<String>, Instant)>,
@@ -398,8 +401,12 @@ impl JourneySchedule {
                 self.warm |= (all && listed) || self.began.elapsed() > WARM_UP_DELAY;
                 self.update_targets();
             }
-            ScheduleEvent::ShardsListed(shards) => {
-                self.shards = Arc::new(shards.into_iter().filter(|shard| shard.open).collect());
+            ScheduleEvent::ShardsListed(listed) => {
+                let denied = listed.as_ref().err().filter(|error| error.class == KinesisErrorClass::Denied);
+                self.denied_listing = denied.map(ToString::to_string);
+                if let Ok(shards) = listed {
+                    self.shards = Arc::new(shards.into_iter().filter(|shard| shard.open).collect());
+                }
                 self.update_targets();
             }
             ScheduleEvent::HopsEnded(pair) => {
@@ -456,7 +463,8 @@ impl JourneySchedule {
         if !self.warm {
             return;
         }
-        let mut dimensions = coverage_targets(&self.context.plan, &self.shards, &self.observation);
+        let mut dimensions =
+            coverage_targets(&self.context.plan, &self.shards, self.denied_listing.as_deref(), &self.observation);
         // Between two holders a shard has none for a moment, which is no failure of a cluster that was proven.
         let now = Instant::now();
         match &self.last_holders {

@@ -299,12 +299,15 @@ pub fn client_settings(address: SocketAddr, caller: &str, region: &str, stream: 
     }
 }
 
-/// Creates the stream and waits until it can be used.
+/// Creates the stream, unless it exists, and waits until it can be used.
 ///
 /// # Errors
 /// It cannot be created within 10 s.
 pub async fn create_stream(client: &KinesisClient, shards: u32) -> Result<(), KinesisError> {
-    client.create_stream(LiveCapacity::Provisioned(shards), &std::collections::BTreeMap::new()).await?;
+    match client.create_stream(LiveCapacity::Provisioned(shards), &std::collections::BTreeMap::new()).await {
+        Err(error) if error.class != KinesisErrorClass::Busy => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
     for _ in 0..500 {
         if client.describe_stream().await?.status == "ACTIVE" {
             return Ok(());

@@ -61,6 +61,9 @@ pub struct RehearsalOptions {
     pub page_port: Option<u16>,
     /// Doubles between one server and Kinesis, for tests of what no real part does on request.
     pub interposers: BTreeMap<ServerKind, KinesisInterposer>,
+    /// Double between everybody and Kinesis, the operator's own calls included; it may lead to another Kinesis, which may
+    /// hold the streams already.
+    pub account: Option<KinesisInterposer>,
     /// The bus and the credentials of another rehearsal of the same group; `None` for its own.
     pub group: Option<SharedGroup>,
 }
@@ -148,7 +151,7 @@ impl RunningRehearsal {
         let [probing, serving, end_cloud] = std::array::from_fn(|_| CancellationToken::new());
         let switches = FaultSwitches::default();
         let files = tempfile::tempdir()?;
-        let (cloud, served) = serve_cloud(&cluster, switches.clone(), &end_cloud).await?;
+        let (cloud, served) = serve_cloud(&cluster, switches.clone(), options.account.as_ref(), &end_cloud).await?;
         let mut outside = vec![served];
         let stream = create_stream(&cluster.stream, cloud).await?;
         let heartbeats = Heartbeats::default();
@@ -287,15 +290,20 @@ async fn start_pods(
     Ok((pods, RenderedCluster { objects: rendered, secrets }, refusals))
 }
 
-/// Serves Kinesis at a free port.
+/// Serves Kinesis at a free port, behind the double of the account if there is one.
 async fn serve_cloud(
     cluster: &ValidCluster,
     faults: FaultSwitches,
+    account: Option<&KinesisInterposer>,
     end: &CancellationToken,
 ) -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
     let listener = bind_loopback().await?;
     let address = listener.local_addr()?;
     let journeys_app = Some(cluster.probe.id.clone());
+    let address = match account {
+        Some(account) => account(address).await?,
+        None => address,
+    };
     Ok((address, kinesis_double::serve(listener, faults, journeys_app, end.clone())))
 }
 

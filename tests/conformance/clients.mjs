@@ -2,7 +2,7 @@
 import Pusher from "pusher";
 import PusherClient from "pusher-js";
 
-import { eventually } from "./rehearsal.mjs";
+import { eventually } from "./waiting.mjs";
 
 /** What encrypted channels' keys are made of. */
 export const MASTER_KEY = Buffer.alloc(32, 7).toString("base64");

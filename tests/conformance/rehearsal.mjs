@@ -5,9 +5,11 @@ import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { inspect } from "node:util";
 
 import { run as runProgram, spawnBound } from "./processes.mjs";
+import { eventually } from "./waiting.mjs";
+
+export { eventually };
 
 export const BIN = process.env.REALTIME_BIN;
 if (!BIN) throw new Error("REALTIME_BIN does not name the binary: run this through ./test conformance");
@@ -18,19 +20,6 @@ export const EXAMPLE = new URL("../../examples/eu.yaml", import.meta.url).pathna
 export function cleanEnvironment() {
   const foreign = /^(AWS_|SSL_|REALTIME_)|_proxy$|^NODE_EXTRA_CA_CERTS$/i;
   return Object.fromEntries(Object.entries(process.env).filter(([name]) => !foreign.test(name)));
-}
-
-/** Waits until `check` answers with something; fails with what was waited for, its last answer and what `describe` says. */
-export async function eventually(check, describe, seconds = 20) {
-  const end = Date.now() + seconds * 1000;
-  for (;;) {
-    const found = await check();
-    if (found) return found;
-    if (Date.now() > end) {
-      throw new Error(`not within ${seconds} s: ${describe()}; waited for ${check}, which last gave ${inspect(found)}`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
 }
 
 /** A customer's webhook endpoint. */

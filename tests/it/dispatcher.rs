@@ -1,7 +1,7 @@
 //! The dispatcher against a Kinesis in process and a receiver on loopback.
 
 mod bad_receivers;
-mod dead_letters;
+pub mod dead_letters;
 mod endpoint_settings;
 mod isolation;
 mod ledger;
@@ -194,7 +194,7 @@ impl Bed {
 }
 
 /// A record as an edge of the cluster puts it.
-fn build_record(app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) -> PutEntry {
+pub fn build_record(app: &str, cluster: &str, channel: &str, events: Vec<RecordedEvent>) -> PutEntry {
     let (app, channel) = (app.into(), ChannelName::parse(channel).expect("a valid name"));
     let partition_key = partition_key(&app, &channel);
     let edge = RecordOrigin { cluster: cluster.into(), server: "sockjs".into(), pod: "p".into(), process: "b".into() };
@@ -202,7 +202,7 @@ fn build_record(app: &str, cluster: &str, channel: &str, events: Vec<RecordedEve
     PutEntry { partition_key, data: Bytes::from(record.to_bytes().expect("bytes")) }
 }
 
-fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {
+pub fn state(id: &str, time_ms: u64, seq: u64, kind: EventKind) -> RecordedEvent {
     // The channels of a test are younger than the window that a new holder reads again: each test has its own thread.
     thread_local!(static EPOCH: u64 = now_ms() * 1_000);
     let order = Some(EventOrder { epoch: EPOCH.with(|epoch| *epoch), seq });

@@ -125,8 +125,13 @@ mod with_kinesis {
     }
 
     pub async fn connect_kinesis(endpoint: &str, stream: &str) -> KinesisClient {
+        connect_kinesis_as("a", endpoint, stream).await
+    }
+
+    /// A new client whose calls are signed with this access key.
+    pub async fn connect_kinesis_as(access_key: &str, endpoint: &str, stream: &str) -> KinesisClient {
         realtime_operator::process::install_tls();
-        let credentials = AwsCredentials::Static { access_key_id: "a".into(), secret_access_key: "b".into() };
+        let credentials = AwsCredentials::Static { access_key_id: access_key.into(), secret_access_key: "b".into() };
         let (region, endpoint) = (REGION.to_owned(), Some(endpoint.to_owned()));
         KinesisClient::connect(&StreamSettings { stream: stream.into(), region, endpoint, credentials }).await
     }

@@ -11,10 +11,10 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use realtime_operator::kinesis::{AwsCredentials, KinesisClient, StreamSettings};
+use realtime_operator::kinesis::KinesisClient;
 use serde_json::json;
 
-use crate::fixtures::{REGION, serve_routes, wait_until_active};
+use crate::fixtures::{connect_kinesis_as, serve_routes, wait_until_active};
 use crate::resources::{LoggedProgram, command_bound_to_test, start_on_free_ports};
 use crate::waiting::within;
 
@@ -24,8 +24,10 @@ const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kinesis-local/
 /// The emulator, killed with this value.
 pub struct KinesisLocal {
     _program: LoggedProgram,
-    /// Address of the proxy.
-    endpoint: String,
+    /// Address of the proxy, or of a double in front of it.
+    pub endpoint: String,
+    /// Access key of its clients.
+    access_key: &'static str,
     calls: CallLog,
 }
 
@@ -74,7 +76,12 @@ impl KinesisLocal {
         let target = format!("http://127.0.0.1:{port}");
         let proxy = Proxy { target, client: reqwest::Client::new(), calls: calls.clone() };
         let endpoint = serve_routes(Router::new().fallback(forward_call).with_state(proxy)).await;
-        Self { _program: program, endpoint, calls }
+        Self { _program: program, endpoint, access_key: "123456789012", calls }
+    }
+
+    /// The same emulator, whose clients reach it through `endpoint` with this access key.
+    pub fn through(self, endpoint: String, access_key: &'static str) -> Self {
+        Self { endpoint, access_key, ..self }
     }
 
     /// Refuses every call of this operation with this error code, until the next call of this function.
@@ -89,10 +96,7 @@ impl KinesisLocal {
 
     /// A new client, as a process that starts has it.
     pub async fn client(&self, stream: &str) -> KinesisClient {
-        let credentials =
-            AwsCredentials::Static { access_key_id: "123456789012".into(), secret_access_key: "b".into() };
-        let (region, endpoint) = (REGION.to_owned(), Some(self.endpoint.clone()));
-        KinesisClient::connect(&StreamSettings { stream: stream.into(), region, endpoint, credentials }).await
+        connect_kinesis_as(self.access_key, &self.endpoint, stream).await
     }
 
     /// Waits until no change of a stream is in progress.
@@ -114,14 +118,25 @@ async fn forward_call(State(proxy): State<Proxy>, headers: HeaderMap, body: Byte
         let answer = json!({ "__type": code, "message": "refused by the test" }).to_string();
         return (StatusCode::BAD_REQUEST, content_type, answer).into_response();
     }
-    let mut request = proxy.client.post(&proxy.target).body(body);
+    let answer = forward_request(&proxy.client, &proxy.target, &headers, body);
+    let answer = within(crate::waiting::WAIT_TIMEOUT, "an answer of kinesis-local", answer).await;
+    let (status, answer) = answer.expect("kinesis-local answers");
+    (status, content_type, Body::from(answer)).into_response()
+}
+
+/// Forwards a signed call to Kinesis at `target`, and returns its status and body.
+pub async fn forward_request(
+    client: &reqwest::Client,
+    target: &str,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> reqwest::Result<(StatusCode, Bytes)> {
+    let mut request = client.post(target).body(body);
     for name in ["x-amz-target", "authorization", "content-type", "x-amz-date"] {
         if let Some(value) = headers.get(name) {
             request = request.header(name, value);
         }
     }
-    let answer = within(crate::waiting::WAIT_TIMEOUT, "an answer of kinesis-local", request.send()).await;
-    let answer = answer.expect("kinesis-local answers");
-    let status = answer.status();
-    (status, content_type, Body::from(answer.bytes().await.expect("an answer"))).into_response()
+    let answer = request.send().await?;
+    Ok((answer.status(), answer.bytes().await?))
 }

@@ -21,6 +21,8 @@ mod generated;
 mod golden;
 mod iam;
 #[cfg(feature = "rehearsal")]
+mod iam_double;
+#[cfg(feature = "rehearsal")]
 mod kinesis_local;
 #[cfg(feature = "rehearsal")]
 mod ledger;
@@ -33,6 +35,8 @@ mod multi_edge;
 mod mutated_manifests;
 #[cfg(feature = "rehearsal")]
 mod openmetrics;
+#[cfg(feature = "rehearsal")]
+mod permissions;
 #[cfg(feature = "rehearsal")]
 mod processes;
 mod redis;

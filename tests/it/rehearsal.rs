@@ -54,19 +54,28 @@ pub async fn start_from(
     edits: &[&str],
     between: BTreeMap<ServerKind, KinesisInterposer>,
 ) -> RunningRehearsal {
+    RunningRehearsal::start(read_options(manifest, edits, between)).await.expect("a rehearsal")
+}
+
+/// The options of a rehearsal of a manifest with its apps.
+pub fn read_options(
+    manifest: &str,
+    edits: &[&str],
+    between: BTreeMap<ServerKind, KinesisInterposer>,
+) -> RehearsalOptions {
     let mut manifests = Manifests::default();
     manifests.add_file("eu.yaml", manifest).expect("a manifest");
     let (_, cluster) = manifests.clusters.remove(0);
-    let options = RehearsalOptions {
+    RehearsalOptions {
         cluster,
         apps: manifests.apps.into_iter().map(|(_, app)| app).collect(),
         secrets: BTreeMap::new(),
         edits: edits.iter().map(|edit| edit.parse().expect("an edit")).collect(),
         page_port: None,
         interposers: between,
+        account: None,
         group: None,
-    };
-    RunningRehearsal::start(options).await.expect("a rehearsal")
+    }
 }
 
 /// Waits for a verdict that `enough` accepts.

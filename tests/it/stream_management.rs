@@ -7,12 +7,15 @@ use realtime_operator::api::Reason;
 use realtime_operator::api::cluster::{StreamManagement, StreamStatus};
 use realtime_operator::desired::{StreamCapacity, StreamGoal};
 use realtime_operator::kinesis::{KinesisClient, LiveCapacity, StreamChange, StreamSummary};
-use realtime_operator::operator::{ManagedStream, StreamFinding, StreamOwner, StreamTexts, delete_stream_of};
+use realtime_operator::operator::{
+    DEAD_LETTER_STREAM_TEXTS, EVENT_STREAM_TEXTS, ManagedStream, StreamFinding, StreamOwner, StreamTexts,
+    delete_stream_of,
+};
 
 use crate::kinesis_local::KinesisLocal;
 
 /// Short transitions, which can be waited for.
-const FAST: [(&str, &str); 6] = [
+pub const FAST: [(&str, &str); 6] = [
     ("CREATE_STREAM_DURATION", "60ms"),
     ("DELETE_STREAM_DURATION", "60ms"),
     ("UPDATE_SHARD_COUNT_DURATION", "60ms"),
@@ -22,17 +25,10 @@ const FAST: [(&str, &str); 6] = [
 ];
 
 /// Reconciles of one goal: far more than a goal has changes.
-const RECONCILES_MAX: usize = 60;
-
-const TEXTS: StreamTexts = StreamTexts {
-    condition: "StreamReady",
-    name_field: "webhooks.stream.name",
-    purpose: "",
-    loss: "its records are lost; create the stream",
-};
+pub const RECONCILES_MAX: usize = 60;
 
 /// Operations that change a stream.
-const CHANGING: [&str; 10] = [
+pub const CHANGING: [&str; 10] = [
     "CreateStream",
     "AddTagsToStream",
     "RemoveTagsFromStream",
@@ -57,31 +53,39 @@ fn goal(management: StreamManagement, capacity: Option<StreamCapacity>) -> Strea
     }
 }
 
-fn owner(cluster: &str) -> StreamOwner {
+pub fn owner(cluster: &str) -> StreamOwner {
     StreamOwner { tag: format!("kubernetes/channels/{cluster}"), uid: format!("uid-{cluster}") }
 }
 
 /// A stream with the status that the API server holds.
-struct Lifetime<'a> {
-    kinesis: &'a KinesisLocal,
-    stream: &'a str,
-    cluster: &'a str,
-    stored: StreamStatus,
+pub struct Lifetime<'a> {
+    pub kinesis: &'a KinesisLocal,
+    pub stream: &'a str,
+    pub cluster: &'a str,
+    pub texts: &'static StreamTexts,
+    pub stored: StreamStatus,
+    /// Whether every second change dies before its status is written.
+    pub dies: bool,
 }
 
 impl<'a> Lifetime<'a> {
-    fn new(kinesis: &'a KinesisLocal, stream: &'a str, cluster: &'a str) -> Self {
+    pub fn new(kinesis: &'a KinesisLocal, stream: &'a str, cluster: &'a str) -> Self {
         let stored = StreamStatus { name: stream.to_owned(), ..StreamStatus::default() };
-        Self { kinesis, stream, cluster, stored }
+        Self { kinesis, stream, cluster, texts: &EVENT_STREAM_TEXTS, stored, dies: true }
+    }
+
+    /// A stream for dead letters.
+    pub fn of_dead_letters(kinesis: &'a KinesisLocal, stream: &'a str, cluster: &'a str) -> Self {
+        Self { texts: &DEAD_LETTER_STREAM_TEXTS, ..Self::new(kinesis, stream, cluster) }
     }
 
     /// One reconcile by a process that has just started.
-    async fn reconcile(&self, goal: &StreamGoal) -> StreamFinding {
+    pub async fn reconcile(&self, goal: &StreamGoal) -> StreamFinding {
         let client = self.kinesis.client(self.stream).await;
         let created_capacity = goal.capacity.unwrap_or(StreamCapacity::OnDemand);
         let managed = ManagedStream {
             client: &client,
-            texts: &TEXTS,
+            texts: self.texts,
             owner: owner(self.cluster),
             goal: goal.clone(),
             created_capacity,
@@ -92,14 +96,14 @@ impl<'a> Lifetime<'a> {
         managed.reconcile(self.stored.clone(), Timestamp::now()).await
     }
 
-    /// Reconciles until nothing is left to do. Every second change dies before its status is written.
-    async fn settle(&mut self, goal: &StreamGoal) -> StreamFinding {
+    /// Reconciles until nothing is left to do.
+    pub async fn settle(&mut self, goal: &StreamGoal) -> StreamFinding {
         let mut changes = 0;
         for _ in 0..RECONCILES_MAX {
             let finding = self.reconcile(goal).await;
             assert!(finding.error.is_none(), "{:?}", finding.error);
             changes += usize::from(finding.event.is_some());
-            if finding.event.is_none() || changes % 2 == 0 {
+            if finding.event.is_none() || changes % 2 == 0 || !self.dies {
                 self.stored = finding.stream.clone();
             }
             if finding.is_settled() {
@@ -118,7 +122,7 @@ impl<'a> Lifetime<'a> {
 }
 
 /// The changing calls since the last look.
-fn changing_calls(kinesis: &KinesisLocal) -> Vec<String> {
+pub fn changing_calls(kinesis: &KinesisLocal) -> Vec<String> {
     kinesis.take_calls().into_iter().filter(|call| CHANGING.contains(&call.as_str())).collect()
 }
 

@@ -59,7 +59,7 @@ pub struct IamRole {
     pub service_account: String,
     /// The trust policy; null for an identity without roles of its own.
     pub trust: Value,
-    /// The policies by name: that of the server, that of the deletion, and that of the proof of dead letters.
+    /// The policies by name: that of the server, and those of the deletion, of the proof and of the replay of dead letters.
     pub policies: Vec<(&'static str, Value)>,
 }
 
@@ -74,17 +74,21 @@ pub fn build_roles(inputs: &RoleInputs<'_>) -> Vec<IamRole> {
         let (path, name) = given.rsplit_once('/').map_or(("", given), |(path, name)| (path, name));
         (if path.is_empty() { "/".to_owned() } else { format!("/{path}/") }, name.to_owned())
     };
-    let of_server = |server, holder, (account, arn): &(String, Option<String>)| {
-        let (namespace, account) = (inputs.namespace.to_owned(), account.clone());
-        build_role(inputs, server, role_name(arn, server), (namespace, account), &[("access", holder)])
-    };
+    let of_server =
+        |server, (account, arn): &(String, Option<String>), holders: &[(&'static str, PermissionHolder)]| {
+            let (namespace, account) = (inputs.namespace.to_owned(), account.clone());
+            build_role(inputs, server, role_name(arn, server), (namespace, account), holders)
+        };
     let mut of_operator = vec![("access", PermissionHolder::Operator), ("delete", PermissionHolder::OperatorDeletion)];
+    let mut of_dispatcher = vec![("access", PermissionHolder::Dispatcher)];
     if inputs.stream.dead_letter.is_some() {
         of_operator.push(("dead-letter-proof", PermissionHolder::OperatorLetterProof));
+        // `realtime replay` is run in a dispatcher pod, which has the registry.
+        of_dispatcher.push(("dead-letter-replay", PermissionHolder::Replay));
     }
     vec![
-        of_server("edge", PermissionHolder::Edge, &inputs.edge),
-        of_server("dispatcher", PermissionHolder::Dispatcher, &inputs.dispatcher),
+        of_server("edge", &inputs.edge, &[("access", PermissionHolder::Edge)]),
+        of_server("dispatcher", &inputs.dispatcher, &of_dispatcher),
         build_role(
             inputs,
             "operator",

@@ -117,6 +117,7 @@ pub async fn run(arguments: Arguments) -> u8 {
         edits: arguments.edits,
         page_port: (!arguments.once).then_some(arguments.port),
         interposers: std::collections::BTreeMap::new(),
+        account: None,
         group: None,
     };
     let mut rehearsal = match RunningRehearsal::start(options).await {

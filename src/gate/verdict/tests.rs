@@ -24,6 +24,8 @@ fn test_targets() -> CoverageTargets {
         newcomers: BTreeSet::new(),
         webhooks: true,
         shards: ["s0".into(), "s1".into()].into(),
+        denied_listing: None,
+        dispatcher_error: None,
         dispatchers: ["eu-dispatcher-0".to_owned()].into(),
     }
 }
@@ -491,6 +493,46 @@ fn pods_that_the_manifest_asks_for_delay_the_opening_and_do_not_close() {
     assert!(evidence.verdict().ready);
     evidence.set_targets(wanted(3));
     assert!(evidence.verdict().ready);
+}
+
+#[test]
+fn a_dispatcher_that_runs_and_holds_no_shard_is_stuck_by_its_error() {
+    let mut evidence = evidence();
+    evidence.set_targets(CoverageTargets {
+        dispatchers: BTreeSet::new(),
+        dispatcher_error: Some("eu-dispatcher-0 says: ListShards: AccessDeniedException".to_owned()),
+        ..test_targets()
+    });
+    rounds(&mut evidence, 0, 2);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Refused, Reason::DispatcherStuck), "{verdict:?}");
+    assert!(
+        verdict.message.ends_with("eu-dispatcher-0 says: ListShards: AccessDeniedException"),
+        "{}",
+        verdict.message
+    );
+}
+
+#[test]
+fn shards_that_the_operator_may_not_list_delay_the_first_proof_and_close_no_open_gate() {
+    let denied = || CoverageTargets {
+        shards: BTreeSet::new(),
+        denied_listing: Some("ListShards: AccessDeniedException".to_owned()),
+        ..test_targets()
+    };
+    let mut fresh = evidence();
+    fresh.set_targets(denied());
+    rounds(&mut fresh, 0, 2);
+    let verdict = fresh.verdict();
+    assert_eq!((verdict.phase, verdict.reason), (GatePhase::Proving, Reason::AccessDenied), "{verdict:?}");
+    assert!(verdict.message.contains("unknown: ListShards: AccessDeniedException"), "{}", verdict.message);
+    let mut proven = evidence();
+    rounds(&mut proven, 0, 2);
+    proven.set_targets(denied());
+    assert!(proven.verdict().ready, "{:?}", proven.verdict());
+    fresh.set_targets(test_targets());
+    rounds(&mut fresh, 2, 4);
+    assert!(fresh.verdict().ready, "{:?}", fresh.verdict());
 }
 
 #[test]

@@ -97,6 +97,7 @@ async fn start_clusters(options: &MigrationOptions) -> Result<(RunningRehearsal,
             edits: edits.to_vec(),
             page_port: None,
             interposers: BTreeMap::new(),
+            account: None,
             group: Some(group.clone()),
         })
     };

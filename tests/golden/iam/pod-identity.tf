@@ -128,6 +128,51 @@ resource "aws_iam_role_policy" "realtime_dispatcher_access" {
   EOT
 }
 
+resource "aws_iam_role_policy" "realtime_dispatcher_dead-letter-replay" {
+  name   = "realtime-channels-eu-dispatcher-dead-letter-replay"
+  role   = aws_iam_role.realtime_dispatcher.name
+  policy = <<-EOT
+  {
+    "Version": "2012-10-17",
+    "Statement": [
+      {
+        "Sid": "Stream",
+        "Effect": "Allow",
+        "Action": [
+          "kinesis:GetRecords",
+          "kinesis:GetShardIterator",
+          "kinesis:ListShards"
+        ],
+        "Resource": "arn:aws:kinesis:eu-west-1:123456789012:stream/events"
+      },
+      {
+        "Sid": "DeadLetters",
+        "Effect": "Allow",
+        "Action": [
+          "kinesis:GetRecords",
+          "kinesis:GetShardIterator",
+          "kinesis:ListShards"
+        ],
+        "Resource": "arn:aws:kinesis:eu-west-1:123456789012:stream/events-dead-letter"
+      },
+      {
+        "Sid": "Key",
+        "Effect": "Allow",
+        "Action": [
+          "kms:Decrypt"
+        ],
+        "Resource": "arn:aws:kms:eu-west-1:123456789012:key/*",
+        "Condition": {
+          "ForAnyValue:StringEquals": {
+            "kms:ResourceAliases": "alias/chat"
+          }
+        }
+      }
+    ]
+  }
+  EOT
+}
+
 resource "aws_eks_pod_identity_association" "realtime_dispatcher" {
   cluster_name    = "prod"
   namespace       = "channels"

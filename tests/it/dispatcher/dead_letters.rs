@@ -14,7 +14,7 @@ const DEAD_LETTERS: (&str, &str) = ("REALTIME_DEAD_LETTER_STREAM", DEAD);
 const FLOOD_EVENTS: u64 = 30_000;
 const FLOOD_RECORD_EVENTS: u64 = 100;
 
-pub async fn create_dead_letter_stream(bed: &Bed) -> KinesisClient {
+pub(super) async fn create_dead_letter_stream(bed: &Bed) -> KinesisClient {
     let client = connect_kinesis(&bed.endpoint, DEAD).await;
     client.create_stream(LiveCapacity::Provisioned(1), &BTreeMap::new()).await.expect("created");
     wait_until_active(&client).await;
