@@ -145,6 +145,8 @@ label_values! {
         Full = "full",
         /// The owner's answer ended before its end.
         Cut = "cut",
+        /// This process ends before the owner has answered.
+        Draining = "draining",
     }
 }
 

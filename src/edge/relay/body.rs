@@ -32,7 +32,7 @@ const HOP_BY_HOP_HEADERS: [HeaderName; 3] =
 struct ProxiedBody {
     /// The body of the other process; `None` once it has ended.
     body: Option<BodyDataStream>,
-    gone: BoxFuture<'static, ()>,
+    given_up: BoxFuture<'static, RelayFailure>,
     close_frame: Option<(String, &'static str)>,
     /// Whether the streamed data ends with a complete frame.
     is_at_frame_end: bool,
@@ -40,12 +40,12 @@ struct ProxiedBody {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Streams the answer to the client. If the owner dies meanwhile, the client receives a close frame between two frames: a
-/// mere abort would count against the transport.
+/// Streams the answer to the client. If the owner dies meanwhile, or this process ends, the client receives a close frame
+/// between two frames: a mere abort would count against the transport.
 pub(crate) fn proxy_body(
     ForwardResponse { response, permit: place }: ForwardResponse,
     farewell: Option<(String, &'static str)>,
-    gone: impl Future<Output = ()> + Send + 'static,
+    given_up: impl Future<Output = RelayFailure> + Send + 'static,
     metrics: Arc<EdgeMetrics>,
 ) -> Response {
     let (mut parts, body) = response.into_parts();
@@ -55,7 +55,7 @@ pub(crate) fn proxy_body(
     let body = Some(Body::new(body).into_data_stream());
     let through = ProxiedBody {
         body,
-        gone: Box::pin(gone),
+        given_up: Box::pin(given_up),
         close_frame: farewell,
         is_at_frame_end: true,
         metrics,
@@ -70,9 +70,15 @@ pub(crate) fn proxy_body(
 
 impl ProxiedBody {
     async fn next(&mut self) -> Option<Result<Bytes, axum::BoxError>> {
+        let mut failure = RelayFailure::Cut;
         let part = tokio::select! {
             part = self.body.as_mut()?.next() => part?.map_err(Into::into),
-            () = &mut self.gone => Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
+            reason = &mut self.given_up => {
+                if reason == RelayFailure::Draining {
+                    failure = reason;
+                }
+                Err(io::Error::from(io::ErrorKind::ConnectionReset).into())
+            }
         };
         match part {
             Ok(bytes) => {
@@ -83,7 +89,7 @@ impl ProxiedBody {
             }
             Err(error) => {
                 self.body = None;
-                self.metrics.relay_failures.with_label(RelayFailure::Cut).inc();
+                self.metrics.relay_failures.with_label(failure).inc();
                 match self.close_frame.take() {
                     Some((farewell, _)) if self.is_at_frame_end => {
                         delay_reconnect().await;

@@ -131,18 +131,18 @@ impl RelayClient {
         }
     }
 
-    /// Forwards a request. The response head must arrive in time, and before the process is reported gone.
+    /// Forwards a request. The response head must arrive in time, and before `given_up` resolves with the reason.
     pub(crate) async fn forward(
         &self,
         call: &ForwardRequest<'_>,
         within: Duration,
-        gone: impl Future<Output = ()>,
+        given_up: impl Future<Output = RelayFailure>,
     ) -> Result<ForwardResponse, RelayFailure> {
         let place = self.permits.clone().try_acquire_owned().map_err(|_| RelayFailure::Full)?;
         let request = self.build_request(call, call.parts.method.clone()).ok_or(RelayFailure::Refused)?;
         let answer = tokio::select! {
             answer = timeout(within, self.client.request(request)) => answer,
-            () = gone => return Err(RelayFailure::Dead),
+            reason = given_up => return Err(reason),
         };
         let response = match answer {
             Ok(Ok(response)) => response,

@@ -21,7 +21,9 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::bus::{RelayPeer, SessionDirectory};
 use crate::config::{ServerConfig, name};
@@ -83,6 +85,10 @@ pub struct SessionRelay {
     client: RelayClient,
     local_sessions: Arc<dyn HttpSessions>,
     metrics: Arc<EdgeMetrics>,
+    /// Receives whose answer has not begun: those of polls, mostly.
+    awaited_receives: TaskTracker,
+    /// The end of this process: relayed receives end with a close frame.
+    ending: CancellationToken,
 }
 
 /// The route of a request.
@@ -107,7 +113,24 @@ impl SessionRelay {
         // Before the first session: whoever finds it must be able to ask here.
         directory.send_heartbeat().await;
         let following = directory.clone().run_heartbeats(over, stop);
-        (Arc::new(Self { directory, client: dialler, local_sessions: here, metrics }), following)
+        let (awaited_receives, ending) = (TaskTracker::new(), CancellationToken::new());
+        (
+            Arc::new(Self { directory, client: dialler, local_sessions: here, metrics, awaited_receives, ending }),
+            following,
+        )
+    }
+
+    /// Waits until every relayed poll has its answer, until the deadline at the latest; then the clients of all relayed
+    /// receives are asked to reconnect.
+    pub async fn end_receives(&self, deadline: Instant) {
+        self.awaited_receives.close();
+        if timeout_at(deadline, self.awaited_receives.wait()).await.is_err() {
+            tracing::info!(
+                polls = self.awaited_receives.len(),
+                "polls of other servers' sessions end without an answer of these"
+            );
+        }
+        self.ending.cancel();
     }
 
     /// Whether a request for the session needs no look-up on the bus: it is here, or its owner is cached.
@@ -213,16 +236,27 @@ impl SessionRelay {
     ) -> Result<Response, RelayFailure> {
         let call = ForwardRequest { peer, parts, body, number: rand::random() };
         let wait = if asked.is_receive { RECEIVE_RELAY_TIMEOUT } else { SEND_RELAY_TIMEOUT };
-        let gone = || self.directory.wait_peer_gone(&peer.process);
-        let mut answer = self.client.forward(&call, wait, gone()).await;
+        let given_up = || {
+            let (gone, ending) = (self.directory.wait_peer_gone(&peer.process), self.ending.clone());
+            let is_receive = asked.is_receive;
+            async move {
+                tokio::select! {
+                    () = gone => RelayFailure::Dead,
+                    () = ending.cancelled(), if is_receive => RelayFailure::Draining,
+                }
+            }
+        };
+        let awaited = asked.is_receive.then(|| self.awaited_receives.token());
+        let mut answer = self.client.forward(&call, wait, given_up()).await;
         if matches!(answer, Err(RelayFailure::Silent)) {
-            answer = self.client.forward(&call, wait, gone()).await;
+            answer = self.client.forward(&call, wait, given_up()).await;
         }
+        drop(awaited);
         match answer {
             Ok(answer) => {
                 self.directory.cache_owner(session, &peer.process);
                 self.metrics.requests_relayed.inc();
-                Ok(body::proxy_body(answer, asked.close_frame.clone(), gone(), self.metrics.clone()))
+                Ok(body::proxy_body(answer, asked.close_frame.clone(), given_up(), self.metrics.clone()))
             }
             Err(lost) => {
                 self.metrics.relay_failures.with_label(lost).inc();
@@ -246,7 +280,7 @@ impl RelayFailure {
             let told = "the server that has this session does not accept the request from this one, try again\n";
             return Ok((StatusCode::SERVICE_UNAVAILABLE, retry, told).into_response());
         }
-        if asked.is_receive && matches!(self, Self::Dead | Self::Silent) {
+        if asked.is_receive && matches!(self, Self::Dead | Self::Silent | Self::Draining) {
             body::delay_reconnect().await;
         }
         Err(SessionOwnership::OwnerGone)

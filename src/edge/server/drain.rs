@@ -110,6 +110,8 @@ pub struct EdgeDrain {
     code: OnceLock<u16>,
     hold: Duration,
     window: Duration,
+    /// The end of the window, once sessions are being closed.
+    window_end: OnceLock<Instant>,
     stage: watch::Sender<DrainStage>,
     /// Whether a share of the clients is being moved.
     is_moving_share: AtomicBool,
@@ -128,6 +130,7 @@ impl EdgeDrain {
             code: OnceLock::new(),
             hold,
             window,
+            window_end: OnceLock::new(),
             stage,
             is_moving_share,
         })
@@ -152,6 +155,11 @@ impl EdgeDrain {
         let sessions = self.opener.sessions.open_count();
         let code = self.code.get().copied().unwrap_or_else(|| self.loads.close_code(sessions));
         DrainProgress { stage: *self.stage.borrow(), sessions, code }
+    }
+
+    /// The end of the time in which clients are asked to reconnect; now, before the hold is over.
+    pub fn window_end(&self) -> Instant {
+        self.window_end.get().copied().unwrap_or_else(Instant::now)
     }
 
     /// Whether clients should be sent here.
@@ -221,7 +229,7 @@ impl EdgeDrain {
         self.opener.draining.set_code(*code);
         self.stage.send_replace(DrainStage::Closing);
         self.opener.draining.start();
-        let deadline = Instant::now() + self.window + SESSION_LEAVE_TIMEOUT;
+        let deadline = *self.window_end.get_or_init(|| Instant::now() + self.window) + SESSION_LEAVE_TIMEOUT;
         self.close_sessions(self.opener.sessions.open_sessions(), self.opener.draining.close_reason()).await;
         let left = async {
             while self.opener.sessions.open_count() > 0 {

@@ -288,6 +288,64 @@ async fn sessions_of_sockjs_are_found_on_every_transport() {
     assert_eq!(sent.expect("an answer").status(), StatusCode::NOT_FOUND);
 }
 
+/// Whether this machine has a TCP connection to an IPv4 address.
+fn is_connected_to(address: SocketAddr) -> bool {
+    let SocketAddr::V4(address) = address else { return false };
+    let remote = format!("{:08X}:{:04X}", u32::from_le_bytes(address.ip().octets()), address.port());
+    let table = fs::read_to_string("/proc/net/tcp").expect("the table of connections");
+    // Columns: number, local address, remote address, state; 01 is established.
+    table.lines().any(|row| row.split_whitespace().skip(2).take(2).eq([remote.as_str(), "01"]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_ends_hands_on_the_answers_to_polls_of_other_edges_sessions() {
+    let redis = Redis::start().await;
+    let mut pods = Cluster::start(&redis).await;
+    let ending = pods.pods.remove(0);
+    let (owner, peer) = (&pods.pods[0], pods.peers[1]);
+    let page = Page::new("xhr_polling", owner.running.public, "session");
+    let mut heard = page.listen(owner.running.public);
+    let socket = heard.socket().await;
+    assert_eq!(page.send(&subscribe(&socket, "news", None)).await, StatusCode::NO_CONTENT);
+    heard.subscribed().await;
+    // The client's next poll goes to the other edge.
+    drop(heard);
+    let poll = once().post(page.at(ending.running.public).url("xhr"));
+    let poll = tokio::spawn(async move { poll.send().await?.error_for_status()?.text().await });
+    eventually("a poll at the owner", async || is_connected_to(peer), |connected| *connected).await;
+    ending.shutdown.cancel();
+    let progress = async || ending.admin("/drain").await.text().await.unwrap_or_default();
+    eventually("the end of the drain", progress, |text| text.contains("\"drained\"")).await;
+    let sent = owner.publish("1", &json!({ "name": "e", "channel": "news", "data": "late" })).await;
+    assert_eq!(sent.status(), StatusCode::OK);
+    let text = within(WAIT_TIMEOUT, "the answer to the poll", poll).await.expect("a task").expect("an answer");
+    assert!(text.contains("late"), "{text}");
+    within(WAIT_TIMEOUT, "the end of the edge", ending.running.wait_stopped()).await.expect("a clean end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_whose_stream_an_ending_edge_relays_are_asked_to_reconnect() {
+    let redis = Redis::start().await;
+    let mut pods = Cluster::start(&redis).await;
+    let (ending, owner) = (pods.pods.remove(0), pods.pods[0].running.public);
+    let page = Page::new("xhr_streaming", ending.running.public, "session");
+    let mut heard = page.listen(owner);
+    let socket = heard.socket().await;
+    assert_eq!(page.send(&subscribe(&socket, "news", None)).await, StatusCode::NO_CONTENT);
+    heard.subscribed().await;
+    assert!(ending.metric("realtime_edge_requests_relayed_total").await > 0, "the stream is relayed");
+    ending.stop().await;
+    let closed = async {
+        loop {
+            if let FallbackFrame::Close(code, reason) = heard.frame().await {
+                return (code, reason);
+            }
+        }
+    };
+    let (code, reason) = within(WAIT_TIMEOUT, "a close frame", closed).await;
+    assert_eq!(code, 4200, "{reason}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receive_for_a_dead_owner_asks_to_reconnect_and_a_send_answers_404() {
     let redis = Redis::start().await;
