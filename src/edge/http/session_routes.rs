@@ -58,16 +58,6 @@ pub enum RelayGuard {
     Inbound(Arc<RelayServer>),
 }
 
-impl RelayGuard {
-    /// The relay for clients, if this is its guard.
-    pub fn outbound_relay(&self) -> Option<Arc<SessionRelay>> {
-        match self {
-            Self::Outbound(front) => Some(front.relay.clone()),
-            Self::None | Self::Inbound(_) => None,
-        }
-    }
-}
-
 /// The relay for clients, with the opener that knows their apps and source addresses.
 #[derive(Clone)]
 pub struct RelayFront {

@@ -198,8 +198,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     tasks.spawn(serve_admin(deps.admin, answers, stop.clone(), failures));
 
     tracing::info!(%public, %admin, %process, transports = values.text(name::TRANSPORTS), connections = capacity.sessions, "the edge serves");
-    let relay = guard.outbound_relay();
-    let life = EdgeLifecycle { shared, opener, fallback, drain, relay, listening, flushed, writers, stop, tasks };
+    let life = EdgeLifecycle { shared, opener, fallback, drain, guard, listening, flushed, writers, stop, tasks };
     let life = tokio::spawn(life.run_until_shutdown(deps.shutdown, failed));
     Ok(RunningEdge { public, admin, process, life })
 }

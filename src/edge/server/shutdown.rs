@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::edge::error::StopError;
+use crate::edge::http::session_routes::RelayGuard;
 use crate::edge::hub::core::Hub;
 use crate::edge::hub::user_presence;
-use crate::edge::relay::SessionRelay;
 use crate::edge::server::drain::EdgeDrain;
 use crate::edge::session::opener::SessionOpener;
 use crate::edge::transport::xhr::session::XhrSessions;
@@ -34,7 +34,7 @@ pub(crate) struct EdgeLifecycle {
     pub(crate) opener: Arc<SessionOpener>,
     pub(crate) fallback: Arc<XhrSessions>,
     pub(crate) drain: Arc<EdgeDrain>,
-    pub(crate) relay: Option<Arc<SessionRelay>>,
+    pub(crate) guard: RelayGuard,
     pub(crate) listening: CancellationToken,
     pub(crate) flushed: CancellationToken,
     pub(crate) writers: TaskTracker,
@@ -67,8 +67,8 @@ impl EdgeLifecycle {
     /// still answered, because a fallback client between two requests hears of the end with its next one.
     async fn shut_down(self) {
         self.drain.run_to_completion().await;
-        if let Some(relay) = &self.relay {
-            relay.end_receives(self.drain.window_end()).await;
+        if let RelayGuard::Outbound(front) = &self.guard {
+            front.relay.end_receives(self.drain.window_end()).await;
         }
         self.opener.session_tasks.close();
         tokio::join!(self.answer_last_requests(), self.flush_recorder(), self.wait_offline_grace());

@@ -44,7 +44,7 @@ async fn a_shard_full_of_events_for_a_slow_endpoint_says_so_until_they_are_deliv
     receiver.set("hook", Behaviour::Status(200));
     eventually_within(DELIVERY_TIMEOUT, "13,000 events", async || match receiver.received("hook").len() {
         13_000 => Ok(()),
-        received => Err(received),
+        arrived => Err(arrived),
     })
     .await;
     wait_for_reading(&running).await;
