@@ -1,12 +1,15 @@
 //! Opens and closes the gate by the findings of the chain.
 
-use super::Evidence;
 use super::checks::{FindingClass, describe_stale_evidence, first_finding};
+use super::{CoverageTargets, Evidence};
 use crate::api::Reason;
 
 impl Evidence {
     /// Closes the gate on the first finding against it, and opens it when no finding is left and enough journeys passed.
     pub(super) fn update_gate(&mut self) {
+        if self.awaits_observation() {
+            return;
+        }
         match first_finding(self).map(|finding| finding.class) {
             Some(FindingClass::Refutes | FindingClass::RefutesRounds) if self.open => {
                 if let Some(reason) = self.describe_first_finding() {
@@ -17,6 +20,12 @@ impl Evidence {
             Some(FindingClass::Refutes | FindingClass::Delays) => {}
             None | Some(FindingClass::Explains) => self.open_if_proven(),
         }
+    }
+
+    /// Whether a proof that a former leader recorded has not met an observation yet: without targets, every check would find
+    /// that the cluster has nothing to serve with.
+    fn awaits_observation(&self) -> bool {
+        self.inherited_ms.is_some() && self.targets == CoverageTargets::default()
     }
 
     fn close(&mut self, closing: (Reason, String)) {

@@ -295,12 +295,8 @@ impl JourneySchedule {
         interval
     }
 
-    /// Lets the evidence age. Before the first observation there are no targets, which would close a gate whose proof a
-    /// former leader recorded.
     fn advance_evidence(&mut self) {
-        if self.warm {
-            self.evidence.advance(clock::now_ms());
-        }
+        self.evidence.advance(clock::now_ms());
         self.publish_verdict();
     }
 

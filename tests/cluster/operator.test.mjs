@@ -834,7 +834,8 @@ test("without an operator pods keep serving, and the cluster is Ready soon after
   assert.ok((await get("secret", NAMESPACE, "eu-generated")).data["admin-token"], "the values of the cluster stay");
 });
 
-test("a leader that was stopped and resumes writes nothing", async () => {
+test("a leader that was stopped and resumes writes nothing, and the next one inherits the proof", async () => {
+  const cluster = await watchObject("realtimeclusters", NAMESPACE, "eu");
   const [leader] = await operators();
   const name = leader.metadata.name;
   const pid = await processOf(leader, "operator");
@@ -857,6 +858,9 @@ test("a leader that was stopped and resumes writes nothing", async () => {
     Date.parse(stageTimestamp) > resumed && ["create", "update", "patch", "delete"].includes(verb) && objectRef.resource !== "leases");
   assert.deepEqual(wrote.map(({ verb, objectRef }) => `${verb} ${objectRef.resource}/${objectRef.name}`), []);
   await ready(NAMESPACE, "eu", 60);
+  const unproven = cluster.versions.map(({ object }) => object).filter((object) => is(object, "Ready") !== "True");
+  assert.deepEqual(unproven.map((object) => `${said(object)} ${condition(object, "Ready").message}`), [], "Ready in every version");
+  await cluster.stop();
 });
 
 test("a cluster that is deleted and applied again adopts its stream, and repeats nothing", () => inNamespace("again", async (namespace) => {

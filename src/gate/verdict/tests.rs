@@ -465,6 +465,21 @@ fn an_inherited_proof_is_marked_is_not_renewed_and_ends_after_a_quarter_of_an_ho
 }
 
 #[test]
+fn an_inherited_proof_stands_until_the_first_observation() {
+    let mut evidence = Evidence::new(GatePolicy::default(), "f1");
+    evidence.advance(30_000);
+    evidence.restore_proof(RestoredProof { open: true, passed_ms: 10_000 });
+    evidence.set_dead_letter_proof(DeadLetterProof::Pending);
+    evidence.set_gate_fault(None);
+    evidence.set_policy(GatePolicy { open_after: 2, ..GatePolicy::default() });
+    evidence.advance(31_000);
+    let verdict = evidence.verdict();
+    assert_eq!((verdict.ready, verdict.inherited, verdict.passed_ms), (true, true, Some(10_000)), "{verdict:?}");
+    evidence.set_targets(CoverageTargets { pods: BTreeMap::new(), ..test_targets() });
+    assert_eq!((evidence.verdict().ready, evidence.verdict().reason), (false, Reason::NoPods), "pods that are gone");
+}
+
+#[test]
 fn a_change_of_pods_while_closed_adds_what_must_be_covered() {
     let mut evidence = evidence();
     rounds(&mut evidence, 0, 1);
