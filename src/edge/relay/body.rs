@@ -70,14 +70,12 @@ pub(crate) fn proxy_body(
 
 impl ProxiedBody {
     async fn next(&mut self) -> Option<Result<Bytes, axum::BoxError>> {
-        let mut failure = RelayFailure::Cut;
-        let part = tokio::select! {
-            part = self.body.as_mut()?.next() => part?.map_err(Into::into),
+        let (part, failure) = tokio::select! {
+            part = self.body.as_mut()?.next() => (part?.map_err(axum::BoxError::from), RelayFailure::Cut),
             reason = &mut self.given_up => {
-                if reason == RelayFailure::Draining {
-                    failure = reason;
-                }
-                Err(io::Error::from(io::ErrorKind::ConnectionReset).into())
+                // The answer of a dead owner had begun.
+                let failure = if reason == RelayFailure::Dead { RelayFailure::Cut } else { reason };
+                (Err(io::Error::from(io::ErrorKind::ConnectionReset).into()), failure)
             }
         };
         match part {
