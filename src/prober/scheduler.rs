@@ -288,7 +288,7 @@ impl JourneySchedule {
         let interval = self.process.budget.adjust_interval(self.round_size(), plan.policy.interval);
         send_if_changed(&self.effective_intervals, interval);
         let policy = GatePolicy { interval, ..plan.policy };
-        if self.warm && self.applied_policy != policy {
+        if self.applied_policy != policy {
             self.applied_policy = policy;
             self.evidence.set_policy(policy);
         }
