@@ -124,7 +124,7 @@ fn proofs_of_both_clusters_decide_about_a_weight() {
     }
 }
 
-/// Where both failed at one hop, the cause is gone at the target before the source's next snapshot says so.
+/// After a shared failure the target recovers first: the source's next snapshot is yet to report its recovery.
 #[test]
 fn a_target_whose_gate_opens_again_after_a_shared_failure_keeps_its_weight() {
     let mut world = World::new();
