@@ -427,7 +427,9 @@ clock in, a verdict out.
   (`--inherited-evidence-max`).
 - **Pace.** The clusters of one operator share 50 journeys per second (`--journeys-per-second`). While their intervals ask for
   more, all of them are stretched by the same factor, and evidence ages by the stretched interval, which is the metric
-  `realtime_operator_round_interval_seconds`.
+  `realtime_operator_round_interval_seconds`. Through gates that are not open, 32 journeys are under way at once, of all
+  clusters together, so that many clusters created at once do not fail each other's proofs by their load; gates that failed
+  for ten rounds have 32 of their own.
 - **Tours.** While the gate is open, rounds take turns with the pods of a transport that has more than 12: each round takes at
   least 12, and all of them within 5 minutes at the interval of the manifest. A value of such a pod ages by its tour. Until the
   gate is open, each round takes every pod; a pod that waits for admission, and the round of `realtime prove`, too.

@@ -32,6 +32,6 @@ pub use external::{ExternalTargets, ExternalVerdict};
 pub use hop::Hop;
 pub use journey::{HopFailure, Journey, JourneyOutcome};
 pub use phase::GatePhase;
-pub use policy::{GatePolicy, RoundState};
+pub use policy::{GatePolicy, RoundPace, RoundState};
 pub use registry_history::{RegistryHistory, RegistryReading};
 pub use verdict::{TransportVerdict, Verdict};

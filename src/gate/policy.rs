@@ -60,20 +60,44 @@ pub struct RoundState {
     pub failed_rounds: usize,
 }
 
+/// The pace of a cluster's rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoundPace {
+    /// The gate is open.
+    Open,
+    /// The gate may open with the next rounds.
+    Proving,
+    /// The gate is not open, and rounds have failed for long.
+    Failing,
+}
+
+impl RoundState {
+    /// The pace of the next round.
+    #[must_use]
+    pub fn pace(&self) -> RoundPace {
+        match self.phase {
+            GatePhase::Open => RoundPace::Open,
+            GatePhase::Refused | GatePhase::Closed if self.failed_rounds >= FAILED_ROUNDS_MAX => RoundPace::Failing,
+            GatePhase::Proving | GatePhase::Refused | GatePhase::Closed => RoundPace::Proving,
+        }
+    }
+}
+
 impl GatePolicy {
     /// Time from the start of a round to that of the next one: short until the gate is open, unless rounds have failed
     /// for long.
     #[must_use]
     pub fn round_interval(&self, round: RoundState) -> Duration {
-        match round.phase {
+        match round.pace() {
             // A loss asks for the next round at once. While journeys hang, those of other routes go on: enough of them end
             // in time to close the gate within 45 s when many are lost.
-            GatePhase::Open if round.failed || round.failed_rounds > 0 => self.interval.min(self.timeout / 2),
-            GatePhase::Open => self.interval,
+            RoundPace::Open if round.failed || round.failed_rounds > 0 => self.interval.min(self.timeout / 2),
             // A first proof is as fast as its slowest journey; one that hangs does not delay the others for long.
-            GatePhase::Proving if round.idle => UNPROVEN_ROUND_INTERVAL.min(self.interval),
-            GatePhase::Refused | GatePhase::Closed if round.failed_rounds >= FAILED_ROUNDS_MAX => self.interval,
-            GatePhase::Proving | GatePhase::Refused | GatePhase::Closed => CLOSED_ROUND_INTERVAL.min(self.interval),
+            RoundPace::Proving if round.phase == GatePhase::Proving && round.idle => {
+                UNPROVEN_ROUND_INTERVAL.min(self.interval)
+            }
+            RoundPace::Proving => CLOSED_ROUND_INTERVAL.min(self.interval),
+            RoundPace::Open | RoundPace::Failing => self.interval,
         }
     }
 

@@ -4,13 +4,18 @@
 //! A cluster asks for its routes in each interval of its manifest. While the sum exceeds the limit, every interval is
 //! stretched by the same factor, so that each cluster gets its part. Rounds beyond that, of clusters that are being proven
 //! or have failed, wait for their turn: turns are taken in order, and a cluster has few journeys of each route waiting.
+//!
+//! Journeys through gates that are not open also share places. Many clusters that are created at once would otherwise
+//! load their nodes with proofs until journeys fail for that alone, and no gate would ever open.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
+use crate::gate::RoundPace;
 use crate::process::locks::lock_unpoisoned;
 
 /// Journeys per second of an operator without `--journeys-per-second`.
@@ -19,9 +24,22 @@ pub const JOURNEYS_PER_SECOND: u32 = 50;
 /// Time whose journeys may start at once after a pause: a round of a small cluster begins without a delay.
 const BURST_MAX: Duration = Duration::from_secs(1);
 
+/// Journeys of one cluster whose hops are under way at once.
+pub(super) const CONCURRENT_JOURNEYS_MAX: usize = 32;
+
+/// Journeys under way at once through the gates of all clusters that are not open, and as many again through those that
+/// failed for long.
+const PROOF_PLACES: usize = CONCURRENT_JOURNEYS_MAX;
+
 /// The limit of all clusters of a process. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct JourneyBudget(Arc<Mutex<BudgetState>>);
+pub struct JourneyBudget {
+    state: Arc<Mutex<BudgetState>>,
+    /// Places of journeys through gates that may open soon.
+    proving: Arc<Semaphore>,
+    /// Places of journeys through gates that failed for long: most of them end by a timeout, and proofs do not wait for them.
+    failing: Arc<Semaphore>,
+}
 
 #[derive(Debug)]
 struct BudgetState {
@@ -52,7 +70,9 @@ impl JourneyBudget {
     #[must_use]
     pub fn per_second(journeys: u32) -> Self {
         let (demands, next_turn) = (HashMap::new(), Instant::now());
-        Self(Arc::new(Mutex::new(BudgetState { per_second: journeys.max(1), demands, last_id: 0, next_turn })))
+        let state = BudgetState { per_second: journeys.max(1), demands, last_id: 0, next_turn };
+        let places = || Arc::new(Semaphore::new(PROOF_PLACES));
+        Self { state: Arc::new(Mutex::new(state)), proving: places(), failing: places() }
     }
 
     /// The share of one more cluster, which asks for nothing yet.
@@ -69,8 +89,20 @@ impl JourneyBudget {
         sleep_until(turn).await;
     }
 
+    /// Waits for a place of one journey, which is free again when dropped. Journeys through open gates need none: an outage
+    /// of many clusters must be noticed at once.
+    pub(super) async fn wait_place(&self, pace: RoundPace) -> Option<OwnedSemaphorePermit> {
+        let places = match pace {
+            RoundPace::Open => return None,
+            RoundPace::Proving => &self.proving,
+            RoundPace::Failing => &self.failing,
+        };
+        // The semaphores are never closed.
+        places.clone().acquire_owned().await.ok()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BudgetState> {
-        lock_unpoisoned(&self.0)
+        lock_unpoisoned(&self.state)
     }
 }
 
@@ -130,6 +162,30 @@ mod tests {
         assert_eq!(starts[10], 0, "a second's journeys at once");
         assert!((1..=110).contains(&starts[11]), "{starts:?}");
         assert!((2_000..=2_030).contains(&starts[30]), "the others at the limit: {starts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn proofs_share_places_and_wait_neither_for_failing_clusters_nor_delay_open_ones() {
+        let budget = JourneyBudget::default();
+        let wait = |pace| {
+            let budget = budget.clone();
+            async move { tokio::time::timeout(Duration::from_secs(1), budget.wait_place(pace)).await }
+        };
+        let mut failing = vec![];
+        for _ in 0..PROOF_PLACES {
+            failing.push(wait(RoundPace::Failing).await.unwrap().unwrap());
+        }
+        assert!(wait(RoundPace::Failing).await.is_err(), "every place is taken");
+        let mut proving = vec![];
+        for _ in 0..PROOF_PLACES {
+            proving.push(wait(RoundPace::Proving).await.unwrap().unwrap());
+        }
+        let waiting = tokio::spawn(wait(RoundPace::Proving));
+        tokio::task::yield_now().await;
+        assert!(wait(RoundPace::Open).await.unwrap().is_none(), "an open gate needs no place");
+        assert!(!waiting.is_finished());
+        drop(proving.pop());
+        assert!(waiting.await.unwrap().unwrap().is_some(), "the next one begins when one ends");
     }
 
     #[tokio::test]

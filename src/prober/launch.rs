@@ -135,12 +135,12 @@ impl JourneySchedule {
         self.journey_count += 1;
         *self.underway.entry(pair.clone()).or_default() += 1;
         let (context, results, running) = (self.context.clone(), self.results.clone(), self.journey_slots.clone());
-        let budget = self.process.budget.budget();
+        let (budget, pace) = (self.process.budget.budget(), self.round_state().pace());
         let span = tracing::info_span!("journey", transport = transport.name(), entrance = pair.1);
         let tell = progress_callback(self.ticks.clone(), transport, route.entrance.name.clone());
         tokio::spawn(async move {
             // The semaphore is never closed.
-            let place = running.acquire_owned().await;
+            let place = (running.acquire_owned().await, budget.wait_place(pace).await);
             budget.wait_turn().await;
             // A task of its own, so that not even a panic in it keeps the next round from starting.
             let travelled = tokio::spawn(run_journey(context, route, tell).instrument(span.clone())).await;

@@ -13,7 +13,7 @@ use super::coverage::{TargetPair, coverage_targets, process_names};
 use super::dead_letter::{LetterAttempt, LetterProver};
 use super::handle::{PodStanding, Prober};
 use super::journey::JourneyContext;
-use super::journey_budget::BudgetShare;
+use super::journey_budget::{BudgetShare, CONCURRENT_JOURNEYS_MAX};
 use super::metrics::JourneyMetrics;
 use super::observe::{PodObservation, PodObserver};
 use super::pod_tour::PodTour;
@@ -27,9 +27,6 @@ use crate::kinesis::{KinesisError, KinesisErrorClass, Shard};
 use crate::process::clock;
 use crate::process::heartbeat::Heartbeat;
 use crate::protocol::Transport;
-
-/// Journeys whose hops are under way at once.
-const CONCURRENT_JOURNEYS_MAX: usize = 32;
 
 /// Between two looks at every pod, until the cluster is proven.
 const UNPROVEN_OBSERVATION_INTERVAL: Duration = Duration::from_millis(500);
@@ -306,7 +303,7 @@ impl JourneySchedule {
         interval.mul_f64(self.process.budget.stretch())
     }
 
-    fn round_state(&self) -> RoundState {
+    pub(super) fn round_state(&self) -> RoundState {
         RoundState {
             phase: self.verdicts.borrow().phase,
             idle: self.underway.is_empty(),
