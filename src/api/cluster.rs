@@ -12,6 +12,7 @@ use super::expose::{
 };
 pub use super::image::{ImageSpec, PullPolicy};
 use super::load_balancer::{LoadBalancerSpec, base_path_rule, keep_alive_rule};
+pub use super::log_level::LogLevel;
 use super::pods::{PodSettings, ServiceAccounts};
 pub use super::status::{
     ClientOptions, EndpointsStatus, EntranceStatus, GateStatus, HopTime, LastFailure, LimitedChange, PodReplacements,
@@ -122,6 +123,9 @@ pub struct RealtimeClusterSpec {
     /// When the cluster counts as ready.
     #[serde(default)]
     pub gate: GateSpec,
+    /// Detail of the logs of all servers. A change replaces the pods, one after another.
+    #[serde(default, skip_serializing_if = "LogLevel::is_default")]
+    pub log_level: LogLevel,
 }
 
 /// Region, endpoint and identity for the Kinesis stream.

@@ -15,6 +15,7 @@ pub mod expose;
 pub mod fixture;
 mod image;
 pub mod load_balancer;
+mod log_level;
 pub mod migration;
 pub mod pods;
 mod schema_validation;

@@ -55,6 +55,8 @@ pub struct ValidCluster {
     pub sockjs: SockjsSettings,
     /// Networks of trusted proxies, as the manifest spells them: another spelling would change every pod.
     pub trusted_proxies: Vec<String>,
+    /// Filter of the servers' logs; `None` for their default.
+    pub log_filter: Option<&'static str>,
     /// Thresholds of the gate.
     pub gate: GateSettings,
     /// All served apps, with the probe app.

@@ -132,6 +132,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
         bus_group: spec.bus.group.clone(),
         sockjs: resolve_sockjs(spec),
         trusted_proxies: spec.trusted_proxies.clone(),
+        log_filter: spec.log_level.filter(),
         gate: resolve_gate(&spec.gate),
         registry: AppRegistry::new(apps),
         refused,

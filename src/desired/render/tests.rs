@@ -209,6 +209,21 @@ fn trusted_proxies_are_rendered_for_edges_alone() {
 }
 
 #[test]
+fn a_log_level_is_rendered_for_every_server_unless_it_is_their_default() {
+    let rendered = |given: &str| {
+        let desired = render_objects(&cluster("{ type: PodIdentity }", given)).expect("objects");
+        [ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Dispatcher]
+            .map(|server| environment(&desired, server).get("REALTIME_LOG").cloned())
+    };
+    for (level, filter) in [("Error", "error"), ("Warn", "warn"), ("Debug", "info,realtime_operator=debug")] {
+        let every_server = std::array::from_fn(|_| Some(filter.to_owned()));
+        assert_eq!(rendered(&format!("  logLevel: {level}\n")), every_server, "{level}");
+    }
+    assert_eq!(rendered("  logLevel: Info\n"), [const { None }; 3]);
+    assert_eq!(rendered(""), [const { None }; 3]);
+}
+
+#[test]
 fn settings_for_load_balancers_are_rendered_for_edges_of_releases_that_read_them() {
     let names = [
         "ACTIVITY_TIMEOUT_SECONDS",

@@ -55,6 +55,7 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
             text(&transports.map(Transport::name).collect::<Vec<_>>().join(","))
         }
         VariableKey::TrustedProxies => join_list(&cluster.trusted_proxies),
+        VariableKey::Log => cluster.log_filter.and_then(text),
         VariableKey::ActivityTimeoutSeconds => balancer.and_then(|balancer| number(balancer.activity_timeout_seconds)),
         VariableKey::KeepAliveSeconds => balancer.and_then(|balancer| number(balancer.keep_alive_seconds)),
         VariableKey::ConnectionsMax => balancer.and_then(|balancer| number(balancer.connections_max)),
@@ -102,7 +103,6 @@ fn resolve_source(cluster: &ValidCluster, server: &ValidServer, key: VariableKey
         | VariableKey::AllowedEndpoints
         | VariableKey::AnnotationsPath
         | VariableKey::Leases
-        | VariableKey::Log
         | VariableKey::AwsStsRegionalEndpoints
         | VariableKey::AwsDefaultRegion
         | VariableKey::AwsContainerCredentialsFullUri
