@@ -21,6 +21,7 @@ pub mod pods;
 mod schema_validation;
 pub mod status;
 pub mod stream;
+mod webhook_pipeline;
 pub mod yaml;
 
 pub use app::{RealtimeApp, RealtimeAppSpec};

@@ -174,6 +174,22 @@ pub enum AccountCreation {
     Never,
 }
 
+/// An environment variable in addition to those that the operator renders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct ExtraVariable {
+    /// Name of the variable.
+    // An API server accepts a rule only if it can bound its cost: by lengths of texts and lists.
+    #[schemars(length(min = 1, max = 200))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[-._a-zA-Z][-._a-zA-Z0-9]*$')").message("this is no name of a variable: write letters, digits and underscores, the first no digit"),
+        validation = Rule::new("!self.startsWith('REALTIME_') && !self.startsWith('AWS_') && !self.startsWith('SSL_') && !self.lowerAscii().endsWith('_proxy')").message("this variable belongs to the operator: remove it and use the field of the spec that sets it")
+    )]
+    pub name: String,
+    /// Value of the variable.
+    #[serde(default)]
+    pub value: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
