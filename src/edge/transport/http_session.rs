@@ -4,7 +4,6 @@
 //! to the connection in the order in which the client sent them and each once. It must not know how a receive is
 //! answered.
 
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::edge::close_reason::CloseReason;
@@ -12,7 +11,7 @@ use crate::edge::pusher::connection::Connection;
 use crate::edge::session::drain_signal::wait_in_flight_messages;
 use crate::edge::session::registry::SessionGuard;
 use crate::edge::transport::context::TransportContext;
-use crate::edge::transport::inbox::InboxRequest;
+use crate::edge::transport::inbox::{InboxReceiver, InboxRequest};
 use crate::edge::transport::reorder::{DuplicateFilter, ReorderBuffer};
 use crate::edge::transport::session_timers::SessionTimers;
 use crate::protocol::frame::code;
@@ -26,7 +25,7 @@ use crate::protocol::frame::code;
 pub async fn drive_http_session(
     shared: &TransportContext,
     guard: SessionGuard,
-    (first, inbox): (InboxRequest, &mut mpsc::Receiver<InboxRequest>),
+    (first, inbox): (Box<InboxRequest>, &mut InboxReceiver),
     detached: impl Future<Output = ()>,
     aborted: impl Future<Output = CloseReason>,
 ) {
@@ -34,7 +33,7 @@ pub async fn drive_http_session(
     let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
     let (mut order, mut duplicates) = (ReorderBuffer::default(), DuplicateFilter::default());
     duplicates.insert_if_new(first.mark.relay_number);
-    let mut ready = order.push(first.mark.number, first, Instant::now().into());
+    let mut ready = order.push(first.mark.number, *first, Instant::now().into());
     let mut timers = SessionTimers::start(session.activity_timeout);
     let in_flight = wait_in_flight_messages(&session);
     tokio::pin!(detached, aborted, in_flight);
@@ -55,7 +54,7 @@ pub async fn drive_http_session(
             // In a drain the messages that are in flight are applied at once.
             Some(request) = inbox.recv(), if drains || connection.paused_until().is_none() => {
                 if duplicates.insert_if_new(request.mark.relay_number) {
-                    ready = order.push(request.mark.number, request, Instant::now().into());
+                    ready = order.push(request.mark.number, *request, Instant::now().into());
                 } else {
                     shared.hub.metrics.sends_repeated.inc();
                 }
@@ -73,7 +72,7 @@ pub async fn drive_http_session(
     if let Some(reason) = ended {
         while let Ok(request) = inbox.try_recv() {
             if duplicates.insert_if_new(request.mark.relay_number) {
-                ready.extend(order.push(request.mark.number, request, Instant::now().into()));
+                ready.extend(order.push(request.mark.number, *request, Instant::now().into()));
             }
         }
         ready.extend(order.release_all());

@@ -21,10 +21,14 @@ pub const INBOX_BYTES_MAX: u32 = 512 << 10;
 /// Bounds the time that a send waits for room in the queue.
 pub const INBOX_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The receiving half of an inbox, for the session. Requests are boxed: a channel reserves 32 of its items at once, and
+/// those of an idle session would be 6 KiB.
+pub type InboxReceiver = mpsc::Receiver<Box<InboxRequest>>;
+
 /// The sending half of an inbox, for requests.
 #[derive(Clone)]
 pub struct InboxSender {
-    sender: mpsc::Sender<InboxRequest>,
+    sender: mpsc::Sender<Box<InboxRequest>>,
     room: Arc<Semaphore>,
 }
 
@@ -50,8 +54,8 @@ pub struct RequestId {
 
 impl InboxRequest {
     /// Creates a request without messages.
-    pub fn without_messages(number: Option<u64>) -> Self {
-        Self { messages: vec![], caller: None, mark: RequestId { number, relay_number: None }, _room: None }
+    pub fn without_messages(number: Option<u64>) -> Box<Self> {
+        Box::new(Self { messages: vec![], caller: None, mark: RequestId { number, relay_number: None }, _room: None })
     }
 }
 
@@ -65,7 +69,7 @@ pub enum InboxError {
 }
 
 /// Creates an inbox: the half for requests and the half for the session.
-pub fn open_inbox() -> (InboxSender, mpsc::Receiver<InboxRequest>) {
+pub fn open_inbox() -> (InboxSender, InboxReceiver) {
     let (sender, receiver) = mpsc::channel(INBOX_REQUESTS_MAX);
     let room = Arc::new(Semaphore::new(INBOX_BYTES_MAX.try_into().unwrap_or(Semaphore::MAX_PERMITS)));
     (InboxSender { sender, room }, receiver)
@@ -99,10 +103,8 @@ impl InboxSender {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(INBOX_BYTES_MAX);
         let sent = async {
             let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| InboxError::Closed)?;
-            self.sender
-                .send(InboxRequest { messages, caller, mark, _room: Some(room) })
-                .await
-                .map_err(|_| InboxError::Closed)
+            let request = Box::new(InboxRequest { messages, caller, mark, _room: Some(room) });
+            self.sender.send(request).await.map_err(|_| InboxError::Closed)
         };
         timeout(INBOX_SEND_TIMEOUT, sent).await.unwrap_or(Err(InboxError::Timeout))
     }

@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry as Slot;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument;
 
@@ -21,7 +21,7 @@ use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{ByteBudget, FrameReceiver, OutgoingItem, Session, SessionOrigin};
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::http_session::drive_http_session;
-use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
+use crate::edge::transport::inbox::{InboxError, InboxReceiver, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionName, SessionOwnership};
 use crate::edge::transport::xhr::session::SessionError;
 use crate::process::locks::lock_unpoisoned;
@@ -304,7 +304,7 @@ async fn run_session(
     id: String,
     entry: Arc<SockjsEntry>,
     transport: Transport,
-    mut inbox: mpsc::Receiver<InboxRequest>,
+    mut inbox: InboxReceiver,
 ) {
     let introduced = tokio::select! {
         biased;
@@ -344,8 +344,8 @@ async fn run_session(
 async fn receive_introduction(
     shared: &TransportContext,
     transport: Transport,
-    inbox: &mut mpsc::Receiver<InboxRequest>,
-) -> Result<(SessionGuard, InboxRequest), CloseReason> {
+    inbox: &mut InboxReceiver,
+) -> Result<(SessionGuard, Box<InboxRequest>), CloseReason> {
     tokio::select! {
         biased;
         Some(mut sent) = inbox.recv() => {

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tracing::Instrument;
 use url::form_urlencoded;
 
@@ -21,7 +20,7 @@ use crate::edge::session::registry::SessionGuard;
 use crate::edge::session::{FrameReceiver, Session};
 use crate::edge::transport::context::TransportContext;
 use crate::edge::transport::http_session::drive_http_session;
-use crate::edge::transport::inbox::{InboxError, InboxRequest, InboxSender, RequestId, open_inbox};
+use crate::edge::transport::inbox::{InboxError, InboxReceiver, InboxRequest, InboxSender, RequestId, open_inbox};
 use crate::edge::transport::session_ownership::{HttpSessions, SessionClaim, SessionId, SessionName, SessionOwnership};
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::Transport;
@@ -189,7 +188,7 @@ async fn run_session(
     shared: Arc<TransportContext>,
     place: SessionGuard,
     id: SessionId,
-    mut inbox: mpsc::Receiver<InboxRequest>,
+    mut inbox: InboxReceiver,
     first: Option<u64>,
 ) {
     let session = place.session.clone();
