@@ -29,6 +29,7 @@ mod snapshot;
 mod status;
 mod tail;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -102,7 +103,7 @@ pub fn metric_rows() -> Vec<MetricRow> {
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let command = parse_server_command(std::env::args_os()).unwrap_or_else(|| Arguments::parse().command);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -110,38 +111,57 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(async {
-        match arguments.command {
-            #[cfg(feature = "rehearsal")]
-            Command::Rehearse(arguments) => rehearse::run(arguments).await,
-            Command::Render(arguments) => render::run(&arguments),
-            Command::Crd(arguments) => print::print_crds(&arguments),
-            Command::Variables => print::print_text(&crate::config::render_variables_page()),
-            Command::Limits => print::print_text(&crate::edge::server::limits_page::render_limits_page()),
-            Command::Metrics => print::print_text(&render_metrics_page(&metric_rows())),
-            Command::KnownInjectors => print::print_text(crate::desired::SHIPPED_INJECTORS),
-            Command::Reasons => print::print_text(&crate::api::conditions::reasons_page()),
-            #[cfg(feature = "bench")]
-            Command::Bench(arguments) => bench::run(arguments).await,
-            Command::Operator(arguments) => operator::run(arguments).await,
-            Command::Check(arguments) => check::run(arguments).await,
-            Command::Cost(arguments) => cost::run(&arguments),
-            Command::Diff(arguments) => diff::run(arguments).await,
-            Command::Iam(arguments) => iam::run(&arguments),
-            Command::Status(arguments) => status::run(arguments).await,
-            Command::Tail(arguments) => tail::run(arguments).await,
-            Command::Fleet(arguments) => fleet::run(arguments).await,
-            Command::Snapshot(arguments) => snapshot::run(arguments).await,
-            Command::Migrate(arguments) => migrate::run(arguments),
-            Command::Prove(arguments) => prove::run(arguments).await,
-            Command::Replay(arguments) => replay::run(arguments).await,
-            Command::Edge => serve::serve_edge().await,
-            Command::Dispatcher => serve::serve_dispatcher().await,
-        }
-    });
+    let code = match command {
+        Command::Edge => runtime.block_on(serve::serve_edge()),
+        Command::Dispatcher => runtime.block_on(serve::serve_dispatcher()),
+        command => runtime.block_on(run_command(command)),
+    };
     // A task that is stuck must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ExitCode::from(code)
+}
+
+/// Parses the command line of a server, which has no options, without the tree of all commands: what that tree touches
+/// would stay in the memory of an idle server, about 1 MiB.
+fn parse_server_command(words: impl Iterator<Item = OsString>) -> Option<Command> {
+    let mut words = words.skip(1);
+    let (Some(name), None) = (words.next(), words.next()) else { return None };
+    match name.to_str()? {
+        "edge" => Some(Command::Edge),
+        "dispatcher" => Some(Command::Dispatcher),
+        _ => None,
+    }
+}
+
+/// Runs a command to its end, and returns its exit code.
+async fn run_command(command: Command) -> u8 {
+    match command {
+        #[cfg(feature = "rehearsal")]
+        Command::Rehearse(arguments) => rehearse::run(arguments).await,
+        Command::Render(arguments) => render::run(&arguments),
+        Command::Crd(arguments) => print::print_crds(&arguments),
+        Command::Variables => print::print_text(&crate::config::render_variables_page()),
+        Command::Limits => print::print_text(&crate::edge::server::limits_page::render_limits_page()),
+        Command::Metrics => print::print_text(&render_metrics_page(&metric_rows())),
+        Command::KnownInjectors => print::print_text(crate::desired::SHIPPED_INJECTORS),
+        Command::Reasons => print::print_text(&crate::api::conditions::reasons_page()),
+        #[cfg(feature = "bench")]
+        Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Operator(arguments) => operator::run(arguments).await,
+        Command::Check(arguments) => check::run(arguments).await,
+        Command::Cost(arguments) => cost::run(&arguments),
+        Command::Diff(arguments) => diff::run(arguments).await,
+        Command::Iam(arguments) => iam::run(&arguments),
+        Command::Status(arguments) => status::run(arguments).await,
+        Command::Tail(arguments) => tail::run(arguments).await,
+        Command::Fleet(arguments) => fleet::run(arguments).await,
+        Command::Snapshot(arguments) => snapshot::run(arguments).await,
+        Command::Migrate(arguments) => migrate::run(arguments),
+        Command::Prove(arguments) => prove::run(arguments).await,
+        Command::Replay(arguments) => replay::run(arguments).await,
+        Command::Edge => serve::serve_edge().await,
+        Command::Dispatcher => serve::serve_dispatcher().await,
+    }
 }
 
 /// Reports errors of the input, a line each, and returns the exit code for them.
@@ -166,6 +186,24 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_known_without_the_tree_of_commands_and_everything_else_is_left_to_it() {
+        let parse = |words: &[&str]| parse_server_command(words.iter().map(OsString::from));
+        assert!(matches!(parse(&["realtime", "edge"]), Some(Command::Edge)));
+        assert!(matches!(parse(&["realtime", "dispatcher"]), Some(Command::Dispatcher)));
+        for words in [&["realtime"][..], &["realtime", "operator"], &["realtime", "edge", "--help"], &["edge"]] {
+            assert!(parse(words).is_none(), "{words:?}");
+        }
+        for words in [["realtime", "edge"], ["realtime", "dispatcher"]] {
+            let parsed = Arguments::try_parse_from(words).map(|arguments| arguments.command).ok();
+            assert_eq!(
+                parsed.as_ref().map(std::mem::discriminant),
+                parse(&words).as_ref().map(std::mem::discriminant),
+                "{words:?}"
+            );
+        }
+    }
 
     #[test]
     fn a_time_has_a_unit() {
