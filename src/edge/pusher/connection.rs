@@ -129,7 +129,8 @@ impl Connection {
         }
     }
 
-    /// Acts on one message of the client.
+    /// Acts on one message of the client. What a client seldom asks for is boxed, because the task of each idle client has
+    /// room for the largest of all.
     pub async fn apply_message(&mut self, text: &str) {
         let registry = self.shared.apps.current();
         let Some(app) = registry.by_id(&self.session.app) else { return };
@@ -147,10 +148,12 @@ impl Connection {
                 }
             }
             Ok(ClientMessage::Subscribe { channel, auth, channel_data }) => {
-                self.subscribe(app, &channel, auth.as_deref(), channel_data.as_deref()).await;
+                Box::pin(self.subscribe(app, &channel, auth.as_deref(), channel_data.as_deref())).await;
             }
-            Ok(ClientMessage::SignIn { auth, user_data }) => self.sign_in(app, &auth, &user_data).await,
-            Ok(ClientMessage::Unsubscribe { channel }) => self.unsubscribe(&channel).await,
+            Ok(ClientMessage::SignIn { auth, user_data }) => {
+                Box::pin(self.sign_in(app, &auth, &user_data)).await;
+            }
+            Ok(ClientMessage::Unsubscribe { channel }) => Box::pin(self.unsubscribe(&channel)).await,
             Ok(ClientMessage::ClientEvent { event, channel, data }) => {
                 if let Err(refusal) = self.publish_client_event(app, event, &channel, data).await
                     && self.pace.may_answer(&self.shared.metrics)

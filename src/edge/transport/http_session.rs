@@ -4,6 +4,7 @@
 //! to the connection in the order in which the client sent them and each once. It must not know how a receive is
 //! answered.
 
+use futures::future::{BoxFuture, OptionFuture};
 use tokio::time::{Instant, sleep_until};
 
 use crate::edge::close_reason::CloseReason;
@@ -30,29 +31,29 @@ pub async fn drive_http_session(
     aborted: impl Future<Output = CloseReason>,
 ) {
     let session = guard.session.clone();
-    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
+    let mut connection = Box::pin(Connection::open(shared.hub.clone(), session.clone())).await;
     let (mut order, mut duplicates) = (ReorderBuffer::default(), DuplicateFilter::default());
     duplicates.insert_if_new(first.mark.relay_number);
     let mut ready = order.push(first.mark.number, *first, Instant::now().into());
     let mut timers = SessionTimers::start(session.activity_timeout);
-    let in_flight = wait_in_flight_messages(&session);
-    tokio::pin!(detached, aborted, in_flight);
-    let mut drains = false;
+    tokio::pin!(detached, aborted);
+    // There in a drain, in which messages may still be in flight.
+    let mut in_flight = None::<BoxFuture<'_, ()>>;
     let ended = loop {
         apply_requests(&mut connection, std::mem::take(&mut ready)).await;
         let overdue: Option<Instant> = order.next_due().map(Into::into);
         tokio::select! {
             biased;
-            () = session.close_requested(), if !drains => {
-                drains = session.close_reason().is_some_and(|closing| closing.drain);
-                if !drains {
+            () = session.close_requested(), if in_flight.is_none() => {
+                if session.close_reason().is_none_or(|closing| !closing.drain) {
                     break None;
                 }
+                in_flight = Some(Box::pin(wait_in_flight_messages(&session)));
             }
-            () = &mut in_flight, if drains => break None,
+            Some(()) = OptionFuture::from(in_flight.as_mut()), if in_flight.is_some() => break None,
             reason = &mut aborted => break Some(reason),
             // In a drain the messages that are in flight are applied at once.
-            Some(request) = inbox.recv(), if drains || connection.paused_until().is_none() => {
+            Some(request) = inbox.recv(), if in_flight.is_some() || connection.paused_until().is_none() => {
                 if duplicates.insert_if_new(request.mark.relay_number) {
                     ready = order.push(request.mark.number, *request, Instant::now().into());
                 } else {
@@ -62,7 +63,7 @@ pub async fn drive_http_session(
             () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
                 ready = order.release_overdue(Instant::now().into());
             }
-            () = &mut detached, if !drains => {
+            () = &mut detached, if in_flight.is_none() => {
                 break Some(CloseReason::new(code::INACTIVE, "nobody received for too long"));
             }
             due = timers.next(&connection) => timers.apply(due, &mut connection).await,
@@ -79,7 +80,7 @@ pub async fn drive_http_session(
         apply_requests(&mut connection, ready).await;
         session.close(reason);
     }
-    connection.tear_down().await;
+    Box::pin(connection.tear_down()).await;
     drop(guard);
 }
 

@@ -52,7 +52,7 @@ impl SessionTimers {
                     connection.check_liveness().map_or_else(|| Instant::now() + self.activity_timeout, Into::into);
                 self.liveness.as_mut().reset(next_check);
             }
-            DueTimer::PendingSubscription => connection.retry_pending().await,
+            DueTimer::PendingSubscription => Box::pin(connection.retry_pending()).await,
             DueTimer::PauseEnd => connection.end_pause(),
         }
     }

@@ -367,7 +367,7 @@ async fn drive_socket(
 ) -> SocketEnd {
     let session = guard.session.clone();
     let receiver = session.attach_socket(socket.connection.output.clone());
-    let mut connection = Connection::open(shared.hub.clone(), session.clone()).await;
+    let mut connection = Box::pin(Connection::open(shared.hub.clone(), session.clone())).await;
     for message in first {
         connection.apply_message(&message).await;
     }
@@ -419,7 +419,7 @@ async fn drive_socket(
         }
         end => end,
     };
-    connection.tear_down().await;
+    Box::pin(connection.tear_down()).await;
     drop(guard);
     end
 }
