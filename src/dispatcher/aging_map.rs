@@ -5,12 +5,13 @@
 //! caller passes the time.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
-/// Values by a key of 128 bits, such as a ULID or a hash.
+/// Values by a short key, such as a hash.
 #[derive(Debug)]
-pub struct AgingMap<V> {
-    young: HashMap<u128, V>,
-    old: HashMap<u128, V>,
+pub struct AgingMap<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
     /// Half of the bound on all entries.
     generation_max: usize,
     generation_ttl_ms: u64,
@@ -18,7 +19,7 @@ pub struct AgingMap<V> {
     began_ms: u64,
 }
 
-impl<V> AgingMap<V> {
+impl<K: Copy + Eq + Hash, V> AgingMap<K, V> {
     /// An empty map of at most `entries_max` entries, each of which is kept for at least `ttl_ms` after it was written
     /// and for twice that at most, unless the map is full.
     #[must_use]
@@ -29,12 +30,12 @@ impl<V> AgingMap<V> {
 
     /// The value that was written last.
     #[must_use]
-    pub fn get(&self, key: u128) -> Option<&V> {
+    pub fn get(&self, key: K) -> Option<&V> {
         self.young.get(&key).or_else(|| self.old.get(&key))
     }
 
     /// Writes a value; returns whether the key is new.
-    pub fn insert(&mut self, key: u128, value: V, now_ms: u64) -> bool {
+    pub fn insert(&mut self, key: K, value: V, now_ms: u64) -> bool {
         let age_ms = now_ms.saturating_sub(self.began_ms);
         let is_full = self.young.len() >= self.generation_max && !self.young.contains_key(&key);
         if is_full || age_ms >= self.generation_ttl_ms {

@@ -39,9 +39,9 @@ pub enum SequencedEvent {
 #[derive(Debug)]
 pub struct Sequencer {
     /// The last released event of each channel and its shard, by a hash of 128 bits: names are long.
-    channels: AgingMap<(EventOrder, ShardSlot)>,
+    channels: AgingMap<u128, (EventOrder, ShardSlot)>,
     /// The last released event of each subject and its shard.
-    subjects: AgingMap<(EventOrder, ShardSlot)>,
+    subjects: AgingMap<u128, (EventOrder, ShardSlot)>,
     /// Events that wait for an earlier one, with the times of their arrival.
     waiting: HashMap<ChannelKey, BTreeMap<EventOrder, (u64, TrackedEvent)>>,
     /// Deadlines of arrivals; the timeout is the same for all, so this stays sorted.
