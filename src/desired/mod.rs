@@ -39,7 +39,6 @@ pub use app_credentials::{
     AppCredentials, CredentialsRefusal, CredentialsStep, GeneratedPair, app_credentials_name, app_owner_reference,
     cluster_pair_purposes, find_cluster_pair, recall_app_credentials, recall_pairs, render_app_credentials,
 };
-pub use apps::derive_probe_id;
 pub use cluster::{
     AwsIdentity, DeadLetterStream, DispatcherSettings, EdgeSettings, GateSettings, LoadBalancerSettings, ProbeApp,
     RoleArns, ServerRole, ServerVariable, SockjsSettings, ValidCluster, ValidServer, ValidStream,

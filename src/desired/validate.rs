@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::apps::{
-    ClaimedNames, build_probe_app, derive_probe_id, find_credentials_problem, generated_of_app, validate_app,
-};
+use super::apps::{ClaimedNames, build_probe_app, find_credentials_problem, generated_of_app, validate_app};
 use super::cluster::{
     AwsIdentity, DeadLetterStream, DispatcherSettings, EdgeSettings, GateSettings, LoadBalancerSettings, ProbeApp,
     RoleArns, ServerRole, ServerVariable, SockjsSettings, ValidCluster, ValidServer, ValidStream,
@@ -32,9 +30,9 @@ use crate::api::expose::ExposeSpec;
 use crate::api::load_balancer::{LoadBalancerSpec, ProxyProtocol};
 use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, RealtimeClusterSpec};
 use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind, Variable, name};
-use crate::protocol::StreamName;
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
+use crate::protocol::{StreamName, derive_probe_id};
 
 /// Longest name of a Kinesis stream (API reference, `CreateStream`).
 const STREAM_NAME_LEN_MAX: usize = 128;

@@ -176,8 +176,8 @@ fn build_admin(
         to_json(&FlowReport {
             process: flow_process.clone(),
             started_ms,
-            recorder: None,
             dispatcher: Some(metrics.flow_report(&stream, pool.unfinished_deliveries())),
+            ..FlowReport::default()
         })
     };
     // Readiness does not depend on Kinesis: its outage would make every dispatcher unready at once.

@@ -8,7 +8,9 @@ use serde_json::Value;
 use super::record::{WeightedRecord, endpoint_name};
 use super::track::{MoveLimits, TrackPlan, describe_duration, share_of};
 use crate::api::RealtimeMigration;
-use crate::api::migration::{FailureReaction, MigrationTrack, RecordEngine, SourceKind, TrackTransport};
+use crate::api::migration::{
+    FailureReaction, MigrationTrack, RecordEngine, RollbackSessions, SourceKind, TrackTransport,
+};
 
 /// Time from a fault to the target's failed proof: a round of journeys every 15 s by default, and 20 s of confirmation.
 const DETECTION_SECONDS: u64 = 35;
@@ -184,7 +186,11 @@ fn list_conditions(migration: &RealtimeMigration, track: &MigrationTrack) -> Vec
 
 fn list_aborts(plan: &TrackPlan, minutes: u64) -> Vec<AbortRule> {
     let rule = |when: &str, then: &str| AbortRule { when: when.to_owned(), then: then.to_owned() };
-    let back = format!("weight 0, then no record; at most {minutes} min to the last lookup");
+    let sessions = match plan.after_rollback {
+        RollbackSessions::Drain => "then open sessions are asked to reconnect",
+        RollbackSessions::Keep => "open sessions stay (afterRollback: Keep)",
+    };
+    let back = format!("weight 0, then no record; at most {minutes} min to the last lookup; {sessions}");
     let failing = match plan.on_failure {
         FailureReaction::Rollback => back.as_str(),
         FailureReaction::Freeze => "the weight stays (onFailure: Freeze) until a person decides",

@@ -1,6 +1,7 @@
 //! The running probers, one per cluster, and one more while pods of a former template wait for admission.
 
 use std::collections::{BTreeMap, HashMap};
+use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use super::metrics::OperatorMetrics;
 use super::reconcile_error::ReconcileError;
 use crate::api::{RealtimeCluster, Reason};
 use crate::gate::Verdict;
-use crate::prober::{self, EndpointReports, PodStanding, ProbePlan, Prober, ProberReports, RequestedProof};
+use crate::prober::{
+    self, EdgeSessions, EndpointReports, PodStanding, ProbePlan, Prober, ProberReports, RequestedProof, SessionShedder,
+};
 use crate::process::clock;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::AppId;
@@ -249,6 +252,23 @@ impl ClusterProbers {
         running.map(|running| Arc::clone(&running.current.prober.endpoints.borrow())).unwrap_or_default()
     }
 
+    /// Sessions of clients at the edges of a cluster, those of pods of a former template too; empty without a prober.
+    pub fn sessions(&self, cluster: &RealtimeCluster) -> Vec<Arc<EdgeSessions>> {
+        self.read_tasks(cluster, |task| Arc::clone(&task.prober.sessions.borrow()))
+    }
+
+    /// The means to have clients of a cluster's edges reconnect; empty without a prober.
+    pub fn shedders(&self, cluster: &RealtimeCluster) -> Vec<SessionShedder> {
+        self.read_tasks(cluster, |task| task.prober.shedder.clone())
+    }
+
+    fn read_tasks<T>(&self, cluster: &RealtimeCluster, read: impl Fn(&ProberTask) -> T) -> Vec<T> {
+        let all = self.lock_running();
+        let running = all.get(&object_key(cluster));
+        let running = running.filter(|running| Some(running.uid.as_str()) == cluster.uid().as_deref());
+        running.iter().flat_map(|running| iter::once(&running.current).chain(&running.former)).map(read).collect()
+    }
+
     /// Changes the counts of a cluster's prober.
     pub fn update_counts(&self, cluster: &RealtimeCluster, count: impl FnOnce(&mut RunningProber)) {
         if let Some(running) = self.lock_running().get_mut(&object_key(cluster)) {
@@ -269,7 +289,7 @@ impl RunningProber {
     }
 
     fn shut_down(&self, context: &ControllerContext) {
-        for task in std::iter::once(&self.current).chain(&self.former) {
+        for task in iter::once(&self.current).chain(&self.former) {
             task.stop.cancel();
         }
         let series = &context.metrics.series;

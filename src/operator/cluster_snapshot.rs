@@ -7,14 +7,13 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 
 use crate::config::{ServerKind, name};
-use crate::desired::derive_probe_id;
 use crate::desired::render::{COMPONENT_LABEL, registry_secret_name};
 use crate::migration::{
     AppDigest, EnvironmentTexts, SecretDigester, ServerSnapshot, VariableValue, collect_environment_sources,
     digest_apps, template_of,
 };
-use crate::protocol::AppId;
 use crate::protocol::registry::{AppRegistry, BUCKET_COUNT, file_name};
+use crate::protocol::{AppId, derive_probe_id};
 
 /// The servers of a cluster: the Deployments that it owns by their label, each read by `read`. One without a container is
 /// left out: it serves nobody.

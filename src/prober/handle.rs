@@ -8,9 +8,10 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
 use super::ProbePlan;
-use super::observe::EndpointReports;
+use super::observe::{EdgeSessions, EndpointReports};
 use super::progress::HopTick;
 use super::requested_round::RequestedProof;
+use super::session_shedder::SessionShedder;
 use crate::gate::{ProcessProof, RegistryReading, Verdict};
 
 /// The state of one process, from its journeys and from its own `/effective`.
@@ -34,6 +35,10 @@ pub struct Prober {
     pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
     /// The endpoints that each dispatcher reported, at most a minute ago.
     pub endpoints: watch::Receiver<Arc<EndpointReports>>,
+    /// Sessions of clients at the edges, as of the latest look at them.
+    pub sessions: watch::Receiver<Arc<EdgeSessions>>,
+    /// Has clients of the edges reconnect.
+    pub shedder: SessionShedder,
     /// Time in force between two rounds of journeys.
     pub round_interval: watch::Receiver<Duration>,
     /// Time in force between two rounds once the gate is open: that of the manifest, or longer while clusters share a pace.

@@ -34,6 +34,7 @@ mod rounds;
 mod scheduler;
 mod self_test;
 mod service_routes;
+mod session_shedder;
 mod track_proof;
 mod visitor;
 
@@ -43,11 +44,12 @@ pub use control_journey::{ControlJourney, ControlResult};
 pub use handle::{PodStanding, Prober};
 pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;
-pub use observe::EndpointReports;
+pub use observe::{EdgeSessions, EndpointReports, ProcessSessions};
 pub use progress::{HopResult, HopTick};
 pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
 pub use requested_round::{RequestedProof, RequestedTransport};
 pub use scheduler::{ProberReports, start};
+pub use session_shedder::SessionShedder;
 pub use track_proof::prove_track;
 pub use visitor::Visitor;
 

@@ -11,11 +11,13 @@ use reqwest::{Client as Http, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::ProbePlan;
-use crate::config::name;
+use super::{EdgePod, ProbePlan};
+use crate::config::{ServerKind, name};
 use crate::gate::{ConfigDrift, ExpectedConfig, RegistryReading, find_drifts};
 use crate::process::clock;
-use crate::protocol::admin::{DispatcherFlow, EffectiveReport, EndpointReport, EndpointsReport, FlowReport};
+use crate::protocol::admin::{
+    DispatcherFlow, EffectiveReport, EndpointReport, EndpointsReport, FlowReport, SessionFlow,
+};
 use crate::protocol::{Secret, ShardId};
 
 /// Longest for one answer.
@@ -37,6 +39,29 @@ pub type EndpointReports = BTreeMap<String, Vec<EndpointReport>>;
 pub(super) struct PodObserver {
     http: Http,
     endpoints: watch::Sender<Arc<EndpointReports>>,
+    sessions: watch::Sender<Arc<EdgeSessions>>,
+}
+
+/// Sessions of clients at the edges of a plan, as they reported them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EdgeSessions {
+    /// Time of the reports, in ms since 1970; 0 before the first.
+    pub at_ms: u64,
+    /// The report of each edge, by the id of its process.
+    pub processes: BTreeMap<String, ProcessSessions>,
+    /// Number of admitted edges without a report: they did not answer, or are of an older release.
+    pub unread: usize,
+}
+
+/// Sessions of clients at one process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessSessions {
+    /// Name of the pod.
+    pub pod: String,
+    /// Start of the process, in ms since 1970.
+    pub started_ms: u64,
+    /// Sessions by the server whose transports carry them.
+    pub servers: BTreeMap<ServerKind, SessionFlow>,
 }
 
 /// A pod's name, and its two answers as far as they came.
@@ -85,12 +110,30 @@ impl PodObserver {
     pub fn new() -> Result<Self, reqwest::Error> {
         let http =
             Http::builder().no_proxy().timeout(OBSERVATION_TIMEOUT).connect_timeout(OBSERVATION_TIMEOUT).build()?;
-        Ok(Self { http, endpoints: watch::Sender::default() })
+        Ok(Self { http, endpoints: watch::Sender::default(), sessions: watch::Sender::default() })
     }
 
     /// The endpoints of all dispatchers, as they were last read.
     pub fn endpoints(&self) -> watch::Receiver<Arc<EndpointReports>> {
         self.endpoints.subscribe()
+    }
+
+    /// Sessions of clients at the edges, as they were last read.
+    pub fn sessions(&self) -> watch::Receiver<Arc<EdgeSessions>> {
+        self.sessions.subscribe()
+    }
+
+    /// Asks a process to have a share of its clients reconnect, in percent. Returns whether it begins.
+    pub async fn move_share(&self, token: &Secret, admin: SocketAddr, server: ServerKind, share: u8) -> bool {
+        let url = format!("http://{admin}/drain?share={share}&server={server}");
+        let answer = self.http.post(url).bearer_auth(token.expose()).send().await;
+        match answer.and_then(reqwest::Response::error_for_status) {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(%admin, %error, "share of the clients not moved");
+                false
+            }
+        }
     }
 
     /// Time in force between two reads of the endpoints.
@@ -194,9 +237,13 @@ impl PodObserver {
             }));
         }
         let mut observation = PodObservation::default();
+        let mut sessions = EdgeSessions { at_ms: clock::now_ms(), ..EdgeSessions::default() };
         let mut answers = stream::iter(looks).buffer_unordered(CONCURRENT_REQUESTS_MAX);
         while let Some((pod, seen, flow)) = answers.next().await {
-            let FlowReport { recorder, dispatcher, .. } = flow.unwrap_or_default();
+            let FlowReport { recorder, dispatcher, process, started_ms, sessions: servers } = flow.unwrap_or_default();
+            if !servers.is_empty() {
+                sessions.processes.insert(process, ProcessSessions { pod: pod.clone(), started_ms, servers });
+            }
             if let Some(flow) = dispatcher {
                 observation.dispatchers.insert(pod.clone(), flow);
             }
@@ -206,6 +253,9 @@ impl PodObserver {
                 observation.pods.insert(pod, seen);
             }
         }
+        let is_read = |edge: &&EdgePod| sessions.processes.values().any(|found| found.pod == edge.pod);
+        sessions.unread = plan.edges.iter().filter(|edge| edge.admitted && !is_read(edge)).count();
+        self.sessions.send_replace(Arc::new(sessions));
         observation
     }
 }

@@ -21,6 +21,7 @@ use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
 use super::requested_round::{RequestedProof, RequestedRound};
 use super::service_routes::RouteTracker;
+use super::session_shedder::SessionShedder;
 use super::{JourneyProof, ProbePlan};
 use crate::gate::{Evidence, GatePhase, GatePolicy, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
 use crate::kinesis::{KinesisError, KinesisErrorClass, Shard};
@@ -87,7 +88,8 @@ pub fn start(
         read_back: Arc::default(),
         http,
     };
-    let endpoints = context.observer.endpoints();
+    let (endpoints, sessions) = (context.observer.endpoints(), context.observer.sessions());
+    let shedder = SessionShedder { observer: context.observer.clone(), plans: plans.clone() };
     let (verdicts, latest) = watch::channel(verdict);
     let (standings, pods) = watch::channel(BTreeMap::new());
     let (requested_reports, requested) = watch::channel(None);
@@ -136,7 +138,19 @@ pub fn start(
     schedule.restart_self_test();
     schedule.verdicts.send_replace(schedule.evidence.verdict());
     let task = tokio::spawn(schedule.run(arriving, plans, shutdown));
-    Ok(Prober { verdicts: latest, pods, endpoints, round_interval, effective_interval, plan, requested, hops, task })
+    Ok(Prober {
+        verdicts: latest,
+        pods,
+        endpoints,
+        sessions,
+        shedder,
+        round_interval,
+        effective_interval,
+        plan,
+        requested,
+        hops,
+        task,
+    })
 }
 
 /// An event on which the schedule acts.

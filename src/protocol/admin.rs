@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::config::name as contract;
+use crate::config::{ServerKind, name as contract};
 
 use super::ledger::{DeliveryLedger, EventLedger};
 use super::{AppId, ShardId};
@@ -51,12 +51,24 @@ pub struct FlowReport {
     /// Time of the start, in ms since 1970; 0 from a process of an older release.
     #[serde(default)]
     pub started_ms: u64,
+    /// Sessions of clients by the server whose transports carry them, those of journeys apart; present on an edge.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub sessions: BTreeMap<ServerKind, SessionFlow>,
     /// The recorder's flow, present on an edge.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recorder: Option<RecorderFlow>,
     /// The dispatcher's flow, present on a dispatcher.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub dispatcher: Option<DispatcherFlow>,
+}
+
+/// Sessions of clients at an edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionFlow {
+    /// Sessions that are open now.
+    pub open: u64,
+    /// Sessions that were opened since the process started.
+    pub opened: u64,
 }
 
 /// Events that passed through an edge's recorder since the process started.
@@ -240,11 +252,12 @@ mod tests {
         let flow = FlowReport {
             process: "b".into(),
             started_ms: 1,
+            sessions: BTreeMap::new(),
             recorder: Some(RecorderFlow::default()),
             dispatcher: None,
         };
         let value = serde_json::to_value(&flow).expect("json");
-        assert!(value.get("dispatcher").is_none());
+        assert!(value.get("dispatcher").is_none() && value.get("sessions").is_none());
         assert_eq!(value["recorder"]["state"], "kinesis");
         assert_eq!(serde_json::from_value::<FlowReport>(value).ok(), Some(flow));
     }

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn edge(process: &str, recorder: RecorderFlow) -> FlowReport {
-        FlowReport { process: process.to_owned(), started_ms: 200, recorder: Some(recorder), dispatcher: None }
+        FlowReport { process: process.to_owned(), started_ms: 200, recorder: Some(recorder), ..FlowReport::default() }
     }
 
     fn dispatcher(events: EventLedger, deliveries: DeliveryLedger) -> FlowReport {
@@ -146,7 +146,7 @@ mod tests {
             deliveries: Some(deliveries),
             ..DispatcherFlow::default()
         };
-        FlowReport { process: "d".to_owned(), started_ms: 100, recorder: None, dispatcher: Some(dispatcher) }
+        FlowReport { process: "d".to_owned(), started_ms: 100, dispatcher: Some(dispatcher), ..FlowReport::default() }
     }
 
     /// An edge and a dispatcher that balance: ten events decided, of which one is in each of ten hops.

@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod ledger_balance;
 pub mod names;
 pub mod origin;
+mod probe_app;
 pub mod proxy_header;
 pub mod record;
 pub mod registry;
@@ -34,4 +35,5 @@ pub mod webhook;
 
 pub use channel::{ChannelKind, ChannelName};
 pub use names::{AppId, AppKey, Secret, ShardId, SocketId, StreamName};
+pub use probe_app::derive_probe_id;
 pub use transport::Transport;

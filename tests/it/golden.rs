@@ -30,7 +30,7 @@ use realtime_operator::operator::OperatorMetrics;
 use realtime_operator::process::admin::{self, AdminEndpoints};
 use realtime_operator::process::metrics::MetricRow;
 use realtime_operator::protocol::admin::{
-    DeadLetterFlow, DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, ShardFlow,
+    DeadLetterFlow, DispatcherFlow, EffectiveReport, FlowReport, RecorderFlow, SessionFlow, ShardFlow,
 };
 use realtime_operator::protocol::frame::{self, PresenceMember};
 use realtime_operator::protocol::ledger::{DeliveryLedger, EventLedger};
@@ -322,8 +322,19 @@ fn effective_and_flow() {
     };
     let with_letters = DispatcherFlow { dead_letter: Some(letters), ..dispatcher.clone() };
     let (process, started_ms) = ("01JPROCESS".to_owned(), 1_700_000_000_000);
-    let flow = |recorder, dispatcher| FlowReport { process: process.clone(), started_ms, recorder, dispatcher };
-    let flows = [flow(Some(recorder), None), flow(None, Some(dispatcher)), flow(None, Some(with_letters))];
+    let flow = |recorder, dispatcher| FlowReport {
+        process: process.clone(),
+        started_ms,
+        recorder,
+        dispatcher,
+        ..FlowReport::default()
+    };
+    let sessions = BTreeMap::from([(ServerKind::Sockjs, SessionFlow { open: 5, opened: 9 })]);
+    let flows = [
+        FlowReport { sessions, ..flow(Some(recorder), None) },
+        flow(None, Some(dispatcher)),
+        flow(None, Some(with_letters)),
+    ];
     golden_json("flow.jsonl", &flows);
 }
 

@@ -213,6 +213,9 @@ pub struct MigrationTrack {
     /// Reaction to a failure of the target while the source passes.
     #[serde(default)]
     pub on_failure: FailureReaction,
+    /// Treatment of the sessions that are open at the target once a rollback has taken its lookups.
+    #[serde(default)]
+    pub after_rollback: RollbackSessions,
     /// Limits within which the target counts as proven.
     #[serde(default)]
     pub gates: MigrationGates,
@@ -273,6 +276,16 @@ pub enum FailureReaction {
     Rollback,
     /// The weight stays, and a person decides.
     Freeze,
+}
+
+/// Treatments of a target's sessions after a rollback.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RollbackSessions {
+    /// Clients are asked to reconnect, a share at a time, and find the source.
+    #[default]
+    Drain,
+    /// Sessions stay until their clients leave: for a target whose server has clients of other hosts too.
+    Keep,
 }
 
 /// Limits within which the target counts as proven.

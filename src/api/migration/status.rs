@@ -81,6 +81,9 @@ pub struct TrackStatus {
     /// Time that the present bake still takes: `11 h 20 min`; empty outside a bake.
     #[serde(default)]
     pub bake_left: String,
+    /// Sessions of clients that are left at the target after a rollback; absent otherwise, and while they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions_left: Option<u64>,
     /// Reason of the phase.
     pub reason: MigrationReason,
     /// The event in a sentence.
@@ -181,13 +184,15 @@ pub enum MigrationReason {
     BrakeFailed,
     /// The move is being deleted.
     MoveDeleted,
+    /// The record is deleted, and the target's clients are asked to reconnect.
+    DrainingSessions,
     /// The record is deleted.
     RecordDeleted,
 }
 
 impl MigrationReason {
     /// Every reason, in the order of a move.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ClusterMissing,
         Self::PreflightFailed,
         Self::RecordExists,
@@ -211,6 +216,7 @@ impl MigrationReason {
         Self::NoWayBack,
         Self::BrakeFailed,
         Self::MoveDeleted,
+        Self::DrainingSessions,
         Self::RecordDeleted,
     ];
 }
@@ -271,6 +277,9 @@ pub struct RecordedRollback {
     pub at_ms: u64,
     /// Number of rollbacks so far.
     pub count: u32,
+    /// Sessions of clients that were open at the target at the latest turn of its drain; absent while they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions_left: Option<u64>,
 }
 
 /// States of the brake's test: weight 1 is applied, taken back to 0, and applied again.

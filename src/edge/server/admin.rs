@@ -20,7 +20,7 @@ use crate::edge::server::drain::{self, EdgeDrain};
 use crate::process::admin::{self, AdminEndpoints, FollowLogFn, HealthCheckFn, TailRefusal};
 use crate::process::{build, clock, readiness_annotation};
 use crate::protocol::admin::{EffectiveReport, FlowReport, hash_configuration};
-use crate::protocol::{AppId, signature};
+use crate::protocol::{AppId, Transport, signature};
 
 /// Longest silence of `/tail`: a reader behind a port-forward sees that the edge is still there.
 const TAIL_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -54,10 +54,14 @@ pub(crate) async fn build_admin_handlers(
     };
     let flow = {
         let (shared, process, started_ms) = (shared.clone(), process.to_owned(), clock::now_ms());
+        let drain = drain.clone();
+        let transports: Vec<Transport> =
+            values.list_items(name::TRANSPORTS).filter_map(|text| text.parse().ok()).collect();
         move || {
             encode_json(&FlowReport {
                 process: process.clone(),
                 started_ms,
+                sessions: drain.session_flow(&transports),
                 recorder: Some(shared.recorder.flow_report()),
                 dispatcher: None,
             })

@@ -4,6 +4,7 @@
 //! served and admitted, because load balancers learn of it late; then every session is closed at a pace, because pusher-js
 //! reconnects at once and without jitter. An edge that was drained on request stays drained until it ends.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::form_urlencoded;
 
-use crate::config::{ServerConfig, name};
+use crate::config::{ServerConfig, ServerKind, name};
 use crate::edge::close_reason::CloseReason;
 use crate::edge::hub::connection_quota::release_quota_slot;
 use crate::edge::hub::core::Hub;
@@ -22,6 +23,8 @@ use crate::edge::server::load::{LoadExchange, PeerLoads};
 use crate::edge::session::Session;
 use crate::edge::session::opener::SessionOpener;
 use crate::process::admin;
+use crate::protocol::Transport;
+use crate::protocol::admin::SessionFlow;
 use crate::protocol::frame::code;
 
 /// The interval between two steps of closing: 10 ms, so that any 100 ms have at most ten steps.
@@ -44,7 +47,8 @@ const SESSION_LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The error for a query that asks for something else.
 const INVALID_QUERY_MESSAGE: &str = "code is 4200, come back at once, or 4100, come back after a second; without it, 4100 \
      when the other servers are near their limit with these clients, else 4200; share is a whole \
-     number from 1 to 100, the percentage of the clients to move while the server serves on";
+     number from 1 to 100, the percentage of the clients to move while the server serves on; server, \
+     beside a share, is websocket or sockjs, the server whose clients alone move";
 
 /// Time between two lines of progress.
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -81,11 +85,13 @@ struct DrainRequest {
     code: Option<u16>,
     /// The percentage of the clients to move while the server serves on; `None` to drain.
     share: Option<usize>,
+    /// The server whose clients alone move; `None` for those of every transport.
+    server: Option<ServerKind>,
 }
 
 impl DrainRequest {
     fn parse(query: &str) -> Result<Self, String> {
-        let mut request = Self { code: None, share: None };
+        let mut request = Self { code: None, share: None, server: None };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match (&*name, &*value) {
                 ("code", "4200") => request.code = Some(code::RECONNECT),
@@ -94,8 +100,14 @@ impl DrainRequest {
                     let share = share.parse().ok().filter(|share| (1..=100).contains(share));
                     request.share = Some(share.ok_or(INVALID_QUERY_MESSAGE)?);
                 }
+                ("server", "websocket") => request.server = Some(ServerKind::Websocket),
+                ("server", "sockjs") => request.server = Some(ServerKind::Sockjs),
                 _ => return Err(INVALID_QUERY_MESSAGE.to_owned()),
             }
+        }
+        // A drain ends every session.
+        if request.server.is_some() && request.share.is_none() {
+            return Err(INVALID_QUERY_MESSAGE.to_owned());
         }
         Ok(request)
     }
@@ -157,6 +169,11 @@ impl EdgeDrain {
         DrainProgress { stage: *self.stage.borrow(), sessions, code }
     }
 
+    /// Sessions of clients by the server whose transports carry them.
+    pub fn session_flow(&self, transports: &[Transport]) -> BTreeMap<ServerKind, SessionFlow> {
+        self.opener.sessions.session_flow(transports)
+    }
+
     /// The end of the time in which clients are asked to reconnect; now, before the hold is over.
     pub fn window_end(&self) -> Instant {
         self.window_end.get().copied().unwrap_or_else(Instant::now)
@@ -189,18 +206,18 @@ impl EdgeDrain {
     }
 
     /// Begins to move a percentage of the clients to other edges, at the pace of a drain, and serves on: after a scale-up,
-    /// connections that exist stay where they are. Clients receive `code`, as in a drain.
+    /// connections that exist stay where they are. Clients receive `code`, as in a drain. Sessions of journeys are no clients'.
     ///
     /// # Errors
     /// The edge drains, or moves a share already.
-    fn move_share(self: &Arc<Self>, share: usize, code: Option<u16>) -> Result<(), String> {
+    fn move_share(self: &Arc<Self>, share: usize, server: Option<ServerKind>, code: Option<u16>) -> Result<(), String> {
         if !self.is_serving() {
             return Err("the server drains: all of its clients move".to_owned());
         }
         if self.is_moving_share.swap(true, Ordering::AcqRel) {
             return Err("a share of the clients is moving already: ask again when it has".to_owned());
         }
-        let mut sessions = self.opener.sessions.open_sessions();
+        let mut sessions = self.opener.sessions.client_sessions(server);
         sessions.truncate((sessions.len() * share).div_ceil(100));
         let code = code.unwrap_or_else(|| self.loads.close_code(sessions.len()));
         let reason = "the servers share their clients anew, come back";
@@ -286,12 +303,12 @@ impl EdgeDrain {
 pub fn build_drain_handlers(drain: Arc<EdgeDrain>) -> admin::DrainControl {
     let asked = drain.clone();
     let begin = move |query: &str| {
-        let DrainRequest { code, share } = DrainRequest::parse(query)?;
+        let DrainRequest { code, share, server } = DrainRequest::parse(query)?;
         let Some(share) = share else {
             asked.begin(code);
             return Ok(());
         };
-        asked.move_share(share, code)
+        asked.move_share(share, server, code)
     };
     let progress = move || serde_json::to_value(drain.progress()).unwrap_or_default();
     admin::DrainControl { begin: Box::new(begin), progress: Box::new(progress) }
@@ -310,13 +327,17 @@ mod tests {
 
     #[test]
     fn a_table_of_requests() {
-        let request = |code, share| Ok(DrainRequest { code, share });
+        let request = |code, share| Ok(DrainRequest { code, share, server: None });
+        let of_sockjs = DrainRequest { code: None, share: Some(20), server: Some(ServerKind::Sockjs) };
         for (query, expected) in [
             ("", request(None, None)),
             ("code=4200", request(Some(4200), None)),
             ("code=4100", request(Some(4100), None)),
             ("share=20", request(None, Some(20))),
             ("share=100&code=4100", request(Some(4100), Some(100))),
+            ("share=20&server=sockjs", Ok(of_sockjs)),
+            ("share=20&server=dispatcher", Err(())),
+            ("server=sockjs", Err(())),
             ("code=1000", Err(())),
             ("share=0", Err(())),
             ("share=101", Err(())),

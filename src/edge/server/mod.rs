@@ -124,7 +124,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let (stream, limits) = (deps.kinesis.clone(), QueueLimits::DEFAULT);
     let recorder = Recorder::start(stream, apps.clone(), &origin, metrics.clone(), limits, &recorder_tasks);
     let capacity = ProcessCapacity::from_values(&values, read_memory_limit());
-    let sessions = SessionRegistry::new(capacity.sessions, idle_timeouts.activity, metrics.clone());
+    let sessions = SessionRegistry::new(capacity.sessions, idle_timeouts.activity, &origin.cluster, metrics.clone());
     let opener = Arc::new(SessionOpener::new(apps.clone(), sessions, metrics.clone()));
     let shared = Arc::new(Hub {
         apps: apps.clone(),

@@ -1,6 +1,6 @@
 //! All open sessions of the process, and their limit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -8,15 +8,17 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
+use crate::config::ServerKind;
 use crate::edge::apps::handshake::check_app_enabled;
 use crate::edge::connection_log::ConnectionLog;
 use crate::edge::intake::sources::SourceSlot;
 use crate::edge::metrics::EdgeMetrics;
 use crate::edge::session::{ByteBudget, Session, SessionOrigin};
 use crate::process::locks::lock_unpoisoned;
+use crate::protocol::admin::SessionFlow;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::registry::AppRegistry;
-use crate::protocol::{AppId, SocketId, Transport};
+use crate::protocol::{AppId, SocketId, Transport, derive_probe_id};
 
 /// The open sessions of the process.
 pub struct SessionRegistry {
@@ -25,6 +27,10 @@ pub struct SessionRegistry {
     activity_timeout: Duration,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
+    /// The app of journeys, whose sessions are no clients'.
+    probe: AppId,
+    /// Sessions of clients that were opened, by the server whose transports carry them.
+    opened: Mutex<BTreeMap<ServerKind, u64>>,
     /// The log of connects, refusals and closes, for readers that follow it.
     pub log: Arc<ConnectionLog>,
 }
@@ -41,9 +47,11 @@ pub struct SessionGuard {
 
 impl SessionRegistry {
     /// A registry without any session, for `sessions_max` at most. Each is pinged after a silence of `activity_timeout`.
-    pub fn new(sessions_max: usize, activity_timeout: Duration, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
-        let (open, budget, log) = (Mutex::default(), ByteBudget::default(), Arc::default());
-        Arc::new(Self { open, sessions_max, activity_timeout, budget, metrics, log })
+    /// Those of the journeys of the cluster with the UID `cluster` are no clients'.
+    pub fn new(sessions_max: usize, activity_timeout: Duration, cluster: &str, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
+        let probe = derive_probe_id(cluster);
+        let (open, opened, budget, log) = (Mutex::default(), Mutex::default(), ByteBudget::default(), Arc::default());
+        Arc::new(Self { open, sessions_max, activity_timeout, budget, metrics, probe, opened, log })
     }
 
     /// Opens a session; `None` at the limit.
@@ -66,6 +74,9 @@ impl SessionRegistry {
         self.metrics.connections.with_label(transport).inc();
         session.app_counts.connections.inc();
         self.metrics.connections_opened.with_label(transport).inc();
+        if self.is_client(&session) {
+            *lock_unpoisoned(&self.opened).entry(transport.server_kind()).or_default() += 1;
+        }
         Some(SessionGuard { session, span: Span::none(), sessions: self.clone(), _source_slot: slot })
     }
 
@@ -109,6 +120,33 @@ impl SessionRegistry {
     /// The sessions that are open now.
     pub fn open_sessions(&self) -> Vec<Arc<Session>> {
         self.lock_open().values().cloned().collect()
+    }
+
+    /// Whether a session is that of a client of an app: neither of a journey, nor one that was refused.
+    fn is_client(&self, session: &Session) -> bool {
+        !session.app.as_str().is_empty() && session.app != self.probe
+    }
+
+    /// The sessions of clients that are open now: all, or those of one server's transports.
+    pub fn client_sessions(&self, server: Option<ServerKind>) -> Vec<Arc<Session>> {
+        let mut sessions = self.open_sessions();
+        sessions.retain(|session| {
+            self.is_client(session) && server.is_none_or(|server| session.transport.server_kind() == server)
+        });
+        sessions
+    }
+
+    /// Sessions of clients by the server whose transports carry them, for the servers of `transports`.
+    pub fn session_flow(&self, transports: &[Transport]) -> BTreeMap<ServerKind, SessionFlow> {
+        let opened = lock_unpoisoned(&self.opened).clone();
+        let servers = transports.iter().map(|transport| transport.server_kind());
+        let mut flow: BTreeMap<ServerKind, SessionFlow> = servers
+            .map(|server| (server, SessionFlow { open: 0, opened: opened.get(&server).copied().unwrap_or_default() }))
+            .collect();
+        for session in self.client_sessions(None) {
+            flow.entry(session.transport.server_kind()).or_default().open += 1;
+        }
+        flow
     }
 
     fn lock_open(&self) -> MutexGuard<'_, HashMap<SocketId, Arc<Session>>> {

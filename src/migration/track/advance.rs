@@ -1,6 +1,7 @@
 //! One turn of a track: the phase's own rules, then the writes that are due.
 
 use super::closed::{advance_closed, find_review_obstacle};
+use super::drain::{advance_drain, find_share};
 use super::judgement::{Judgement, judge_proofs};
 use super::open::advance_open;
 use super::retreat::{advance_retreat, advance_rolled_back, begin_retreat};
@@ -34,12 +35,20 @@ pub fn advance_track(
                 advance_open(&mut turn, judgement);
             }
             MigrationPhase::RollingBack => advance_retreat(&mut turn),
-            MigrationPhase::RolledBack | MigrationPhase::Failed => advance_rolled_back(&mut turn),
+            MigrationPhase::RolledBack | MigrationPhase::Failed => {
+                advance_rolled_back(&mut turn);
+                if turn.next.phase == MigrationPhase::RolledBack {
+                    advance_drain(&mut turn);
+                }
+            }
             MigrationPhase::Completed => {}
         }
     }
     turn.next.turn_ms = now_ms;
-    let actions = list_due_actions(&turn);
+    let mut actions = list_due_actions(&turn);
+    if !observations.is_deleted {
+        actions.extend(find_share(&turn, progress.turn_ms).map(TrackAction::ShedSessions));
+    }
     (turn.next, actions)
 }
 

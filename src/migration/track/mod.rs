@@ -7,6 +7,7 @@
 mod advance;
 mod answers;
 mod closed;
+mod drain;
 mod judgement;
 mod open;
 mod plan;
@@ -17,6 +18,7 @@ mod turn;
 
 pub use advance::advance_track;
 pub use answers::{AnswerSample, needed_queries, share_of};
+pub use drain::is_draining;
 pub use plan::{MoveLimits, PlannedStep, TrackPlan};
 pub use sentences::{describe_duration, describe_track};
 pub use summary::summarize_move;
@@ -38,6 +40,8 @@ pub struct TrackObservations {
     pub written: Option<u8>,
     /// The latest answers of the zone's authoritative servers.
     pub answers: Option<AnswerSample>,
+    /// Sessions of clients that are open at the target, by the track's transports; `None` while they are not known.
+    pub sessions: Option<u64>,
     /// Hash that a person approved.
     pub approved_hash: Option<String>,
     /// Largest weight that a person approved.
@@ -88,13 +92,15 @@ pub struct ReviewReading {
     pub blocked: Option<String>,
 }
 
-/// A write. Each is emitted while the record differs from the progress, and has no effect if it is executed twice.
+/// A write. Those of the record are emitted while it differs from the progress, and have no effect if they are executed twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackAction {
     /// Create the record, or change its weight.
     WriteWeight(u8),
     /// Delete the target's record.
     DeleteRecord,
+    /// Have a share of the target's clients reconnect, in percent.
+    ShedSessions(u8),
     /// Let the object of the move go.
     ReleaseObject,
 }

@@ -1,6 +1,8 @@
 //! The plan of one track, in ms, as its manifest has it.
 
-use crate::api::migration::{ApprovalMode, FailureReaction, MigrationTrack, RECORD_WEIGHT_MAX, RealtimeMigrationSpec};
+use crate::api::migration::{
+    ApprovalMode, FailureReaction, MigrationTrack, RECORD_WEIGHT_MAX, RealtimeMigrationSpec, RollbackSessions,
+};
 
 /// Weight of the source's record after the cutover: 255 against 1 are 99.6 % of lookups, and the brake still works.
 pub const CUTOVER_SOURCE_WEIGHT: u8 = 1;
@@ -18,6 +20,8 @@ pub struct TrackPlan {
     pub steps: Vec<PlannedStep>,
     /// Reaction to a failure of the target while the source passes.
     pub on_failure: FailureReaction,
+    /// Treatment of the target's sessions after a rollback.
+    pub after_rollback: RollbackSessions,
     /// Steps that wait for a person.
     pub approval: ApprovalMode,
     /// Times after which something counts as late.
@@ -48,6 +52,9 @@ pub struct MoveLimits {
     pub apply_ms: u64,
     /// Shortest time from a rollback to the next attempt; it doubles with each.
     pub cool_down_ms: u64,
+    /// Time for which the target's clients are asked to reconnect after a rollback: those whose resolvers ignore the TTL would
+    /// come back for a day.
+    pub drain_ms: u64,
 }
 
 /// Longest time from a rollback to the next attempt, as a multiple of the shortest: a day for ten minutes.
@@ -64,6 +71,7 @@ impl Default for MoveLimits {
             turn_ms: 60 * SECOND_MS,
             apply_ms: 600 * SECOND_MS,
             cool_down_ms: 600 * SECOND_MS,
+            drain_ms: 300 * SECOND_MS,
         }
     }
 }
@@ -82,6 +90,7 @@ impl TrackPlan {
             ttl_ms: ms(track.ttl_seconds),
             steps: steps.collect(),
             on_failure: track.on_failure,
+            after_rollback: track.after_rollback,
             approval: spec.approval,
             limits: MoveLimits { unknown_ms: ms(track.gates.unknown_seconds), ..MoveLimits::default() },
         }

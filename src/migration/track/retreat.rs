@@ -37,14 +37,16 @@ pub(super) fn advance_retreat(turn: &mut Turn<'_>) {
         let applied_ms = *turn.next.applied_ms.get_or_insert(turn.now_ms);
         if turn.now_ms.saturating_sub(applied_ms) >= turn.plan.ttl_ms {
             turn.decide_weight(None);
+            // Weight 0 and no record are answered alike.
+            turn.next.applied_ms = Some(applied_ms);
         }
         return;
     }
     turn.decide_weight(None);
     if turn.observations.written.is_none() {
         let count = turn.next.rollback.as_ref().map_or(0, |rollback| rollback.count).saturating_add(1);
-        turn.next.rollback =
-            Some(RecordedRollback { fingerprint: turn.next.fingerprint.clone(), at_ms: turn.now_ms, count });
+        let fingerprint = turn.next.fingerprint.clone();
+        turn.next.rollback = Some(RecordedRollback { fingerprint, at_ms: turn.now_ms, count, sessions_left: None });
         turn.next.brake = BrakeTest::Untested;
         turn.next.resume_token.clone_from(&turn.observations.resume_token);
         let message = format!("{}: the record is deleted", turn.next.message);

@@ -25,12 +25,19 @@ pub fn describe_track(
         ),
         observed: observed.map_or_else(|| "not known".to_owned(), |(target, all)| percent(target, all)),
         source_weight: source_weight(plan, progress),
+        sessions_left: count_sessions_left(progress),
         bake_left: describe_bake_left(plan, progress),
         reason: progress.reason,
         message: progress.message.clone(),
         next_step: describe_next_step(plan, progress),
         progress: progress.clone(),
     }
+}
+
+/// Sessions that a rollback left at the target, as far as they are known.
+fn count_sessions_left(progress: &TrackProgress) -> Option<u64> {
+    let rollback = progress.rollback.as_ref().filter(|_| progress.phase == MigrationPhase::RolledBack)?;
+    rollback.sessions_left
 }
 
 /// Weight that the source's record should have now.
@@ -118,7 +125,7 @@ fn describe_next_step(plan: &TrackPlan, progress: &TrackProgress) -> String {
             "decide: mend the target and resume, or delete this object to go back"
         }
         MigrationReason::TargetFailing | MigrationReason::MoveDeleted => {
-            "wait until weight 0 is answered and the record is deleted; open connections leave as their pods are drained"
+            "wait until weight 0 is answered and the record is deleted; then open sessions are asked to reconnect"
         }
         MigrationReason::TargetUnknown => "look at the operator of this cluster: journeys have no result",
         MigrationReason::SharedFailure => "mend what both clusters share; moving cannot help",
@@ -132,10 +139,18 @@ fn describe_next_step(plan: &TrackPlan, progress: &TrackProgress) -> String {
         MigrationReason::BrakeFailed => {
             "look at external-dns (it needs `--policy sync`), then resume; remove the record by hand if it is still there"
         }
+        MigrationReason::DrainingSessions => {
+            let left = count_sessions_left(progress).unwrap_or_default();
+            return format!(
+                "wait: {left} sessions at the target are asked to reconnect, a share at a time; then mend the target"
+            );
+        }
         MigrationReason::RecordDeleted => {
             let wait = progress.rollback.as_ref().map_or(0, |rollback| plan.cool_down_ms(rollback.count));
+            let stayed = count_sessions_left(progress).filter(|left| *left > 0);
+            let stayed = stayed.map_or_else(String::new, |left| format!("; {left} sessions stayed at the target"));
             return format!(
-                "mend the target: another configuration that passes begins anew after {}, a resumption by hand at once",
+                "mend the target: another configuration that passes begins anew after {}, a resumption by hand at once{stayed}",
                 describe_duration(wait)
             );
         }

@@ -39,6 +39,8 @@ pub struct World {
     pub syncs: bool,
     /// Whether the source's people follow the request of the cutover.
     pub source_follows: bool,
+    /// Sessions of clients at the target.
+    pub sessions: u64,
     /// Every action that was executed.
     pub executed: Vec<TrackAction>,
     /// Phases with their reasons, as they were entered.
@@ -72,6 +74,7 @@ impl World {
                 review: Ok(ReviewReading { hash: HASH.to_owned(), blocked: None }),
                 written: None,
                 answers: None,
+                sessions: None,
                 approved_hash: Some(HASH.to_owned()),
                 approved_through: Some(255),
                 resume_token: String::new(),
@@ -81,6 +84,7 @@ impl World {
             source: Some(20),
             syncs: true,
             source_follows: true,
+            sessions: 0,
             executed: vec![],
             phases: vec![],
             is_released: false,
@@ -175,6 +179,12 @@ impl World {
                 assert!(self.source.unwrap_or(0) > 0, "the last record is deleted");
                 self.observations.written = None;
             }
+            TrackAction::ShedSessions(share) => {
+                let source = self.observations.source.as_ref().map(|reading| &reading.proof);
+                assert!(!matches!(source, Some(TrackProof::Failing(_))), "clients are sent to a source that fails");
+                assert!(self.source.unwrap_or(0) > 0 && self.answered.is_none(), "clients would come back");
+                self.sessions -= (self.sessions * u64::from(share)).div_ceil(100);
+            }
             TrackAction::ReleaseObject => {
                 assert!(self.observations.is_deleted && !self.is_released, "an action twice");
                 self.is_released = true;
@@ -209,6 +219,7 @@ impl World {
 
     /// Asks the zone, whose answers have exactly their share; of records of weight 0 alone each is answered.
     fn observe(&mut self) {
+        self.observations.sessions = self.observations.sessions.map(|_| self.sessions);
         let (target, source) = (self.answered, self.source);
         let queries = needed_queries(target.unwrap_or(0), source.unwrap_or(0));
         let weights = match (target, source) {

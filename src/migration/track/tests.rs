@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::simulation::{Crash, HASH, TURN_MS, World};
 use super::{PreflightResult, ReviewReading, TrackAction, TrackObservations, TrackProof, describe_track};
-use crate::api::migration::{ApprovalMode, FailureReaction, MigrationPhase, MigrationReason, TrackTransport};
+use crate::api::migration::{
+    ApprovalMode, FailureReaction, MigrationPhase, MigrationReason, RollbackSessions, TrackTransport,
+};
 
 fn failing(hop: &str) -> TrackProof {
     TrackProof::Failing(hop.to_owned())
@@ -14,7 +16,7 @@ fn weights(world: &World) -> Vec<Option<u8>> {
     let written = world.executed.iter().filter_map(|action| match action {
         TrackAction::WriteWeight(weight) => Some(Some(*weight)),
         TrackAction::DeleteRecord => Some(None),
-        TrackAction::ReleaseObject => None,
+        TrackAction::ShedSessions(_) | TrackAction::ReleaseObject => None,
     });
     written.collect()
 }
@@ -158,6 +160,105 @@ fn a_rollback_writes_weight_0_first_and_deletes_the_record_one_ttl_later() {
     world.run_until(MigrationPhase::RolledBack);
     assert!(world.now_ms - applied_ms >= world.plan.ttl_ms);
     assert_eq!(weights(&world)[4..], [Some(20), Some(0), None]);
+}
+
+fn shares(world: &World) -> Vec<u8> {
+    let shares = world.executed.iter().filter_map(|action| match action {
+        TrackAction::ShedSessions(share) => Some(*share),
+        _ => None,
+    });
+    shares.collect()
+}
+
+/// A target at weight 20 with a thousand sessions, which begins to fail.
+fn fail_with_sessions() -> World {
+    let mut world = World::new();
+    world.run_until_baking(20);
+    (world.sessions, world.observations.sessions) = (1_000, Some(0));
+    world.turn(None);
+    world.set_target(failing("record"));
+    world
+}
+
+#[test]
+fn a_rollback_is_followed_by_a_drain_whose_shares_grow_until_no_session_is_left() {
+    let mut world = fail_with_sessions();
+    let fault_ms = world.now_ms;
+    world.run_until(MigrationPhase::RolledBack);
+    assert!(shares(&world).is_empty(), "weight 0 and a TTL come first");
+    while world.sessions > 10 {
+        // A restarted operator finds the sessions that are left.
+        world.turn((world.sessions > 700).then_some(Crash::BeforeStore));
+        world.turn(None);
+        assert!(world.now_ms - fault_ms <= 300_000, "{} sessions are left", world.sessions);
+    }
+    assert_eq!(world.stored.reason, MigrationReason::DrainingSessions);
+    world.turns(4);
+    assert_eq!((world.sessions, world.stored.reason), (0, MigrationReason::RecordDeleted));
+    let asked = shares(&world);
+    assert!(asked.is_sorted() && asked.starts_with(&[20]) && asked.ends_with(&[100]), "{asked:?}");
+    assert_eq!(world.stored.rollback.as_ref().and_then(|rollback| rollback.sessions_left), Some(0));
+    assert!(world.stored.message.contains("the record is deleted"), "{}", world.stored.message);
+}
+
+#[test]
+fn clients_that_come_back_are_asked_twice_a_minute_until_the_drain_is_over() {
+    let mut world = fail_with_sessions();
+    world.run_until(MigrationPhase::RolledBack);
+    let began_ms = world.now_ms;
+    let mut times = vec![];
+    for _ in 0..60 {
+        let before = shares(&world).len();
+        world.turn(None);
+        if shares(&world).len() > before {
+            times.push(world.now_ms - began_ms);
+        }
+        world.sessions = 3;
+    }
+    let late: Vec<u64> = times.iter().copied().filter(|at| *at > 70_000).collect();
+    assert!(late.windows(2).all(|pair| pair[1] - pair[0] == 30_000), "{times:?}");
+    assert!(late.len() >= 6 && times.iter().all(|at| *at < 300_000), "{times:?}");
+    assert_eq!(world.stored.reason, MigrationReason::RecordDeleted);
+    let status = describe_track((&world.plan, TrackTransport::Sockjs), &world.stored, &world.observations, None);
+    assert_eq!(status.sessions_left, Some(3));
+    assert!(status.next_step.contains("3 sessions stayed"), "{}", status.next_step);
+}
+
+#[test]
+fn no_client_is_sent_to_a_source_that_fails_is_not_answered_or_is_not_wanted() {
+    type Change = fn(&mut World);
+    let cases: [(&str, Change); 6] = [
+        ("the source fails", |world| world.set_source(failing("delivery"))),
+        ("no other record", |world| world.source = None),
+        ("sessions that are not known", |world| world.observations.sessions = None),
+        ("no session", |world| world.sessions = 0),
+        ("sessions that stay", |world| world.plan.after_rollback = RollbackSessions::Keep),
+        ("a move that is deleted", |world| world.observations.is_deleted = true),
+    ];
+    for (case, change) in cases {
+        let mut world = fail_with_sessions();
+        world.run_until(MigrationPhase::RolledBack);
+        change(&mut world);
+        world.turns(10);
+        assert!(shares(&world).is_empty(), "{case}: {:?}", shares(&world));
+    }
+    let mut frozen = fail_with_sessions();
+    frozen.set_source(failing("record"));
+    frozen.turns(60);
+    assert_eq!((frozen.phase(), shares(&frozen).len()), (MigrationPhase::Frozen, 0));
+}
+
+#[test]
+fn a_record_that_was_deleted_by_hand_is_followed_by_its_ttl_before_the_drain() {
+    let mut world = fail_with_sessions();
+    world.observations.written = None;
+    world.run_until(MigrationPhase::RolledBack);
+    let began_ms = world.now_ms;
+    while shares(&world).is_empty() {
+        world.turn(None);
+        assert!(world.now_ms - began_ms <= 120_000, "{:?}", world.stored);
+    }
+    assert!(world.now_ms - began_ms >= world.plan.ttl_ms, "{:?}", world.stored);
 }
 
 #[test]
@@ -471,6 +572,7 @@ proptest! {
     ) {
         let reaction = if freezes { FailureReaction::Freeze } else { FailureReaction::Rollback };
         let mut world = World::with(ApprovalMode::Cutover, reaction);
+        (world.sessions, world.observations.sessions) = (500, Some(500));
         for event in &events {
             apply_event(&mut world, event);
         }

@@ -56,9 +56,16 @@ pub async fn run_moves(
     let heartbeat = context.heartbeats.register(name, Some(CONTROLLER_SILENCE_MAX), &context.stop);
     let sampler = ZoneSampler::new(reader, context.stop.clone());
     let stop = context.stop.clone();
-    let verdicts = Box::new(move |cluster: &RealtimeCluster| probers.latest_verdict(cluster));
-    let driver =
-        MoveDriver { context, clusters, verdicts, clock: Box::new(now_ms), sampler, targets: TargetReader::default() };
+    let edges = probers.clone();
+    let driver = MoveDriver {
+        context,
+        clusters,
+        verdicts: Box::new(move |cluster: &RealtimeCluster| probers.latest_verdict(cluster)),
+        edges,
+        clock: Box::new(now_ms),
+        sampler,
+        targets: TargetReader::default(),
+    };
     let mut known: HashMap<String, KnownMove> = HashMap::new();
     let mut running: FuturesUnordered<BoxFuture<'_, EndedTurn>> = FuturesUnordered::new();
     let mut look = interval(LOOK_INTERVAL);

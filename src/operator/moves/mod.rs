@@ -10,6 +10,7 @@ mod answers;
 mod controller;
 mod observation;
 mod record;
+mod sessions;
 mod source;
 mod target;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 
 use super::answers::{check_zone, measure_weight, summarize_answers};
 use super::record::LiveRecord;
+use super::sessions::{EdgeControl, count_open_sessions};
 use super::source::{read_digester, read_source};
 use super::target::TargetReader;
 use super::zone_sampler::ZoneResult;
@@ -24,7 +25,7 @@ use crate::migration::{
     review_migration,
 };
 use crate::operator::context::ControllerContext;
-use crate::prober::prove_track;
+use crate::prober::{EdgeSessions, prove_track};
 
 /// The latest verdict on a cluster; `None` before its prober has one.
 pub type VerdictSource = dyn Fn(&RealtimeCluster) -> Option<Verdict> + Send + Sync;
@@ -33,6 +34,8 @@ pub type VerdictSource = dyn Fn(&RealtimeCluster) -> Option<Verdict> + Send + Sy
 pub struct ClusterObservations {
     /// The target; `None` while it does not exist, or is being deleted.
     pub target: Option<Arc<RealtimeCluster>>,
+    /// The latest looks at the edges of the target; empty while its prober has none.
+    pub edges: Vec<Arc<EdgeSessions>>,
     /// Snapshot of the target; `None` without it or without a key.
     pub target_snapshot: Option<ClusterSnapshot>,
     /// Snapshot of the source, or the reason for which it is not known.
@@ -53,15 +56,17 @@ impl ClusterObservations {
         context: &ControllerContext,
         clusters: &Store<RealtimeCluster>,
         targets: &TargetReader,
+        edges: &dyn EdgeControl,
         migration: &RealtimeMigration,
         now_ms: u64,
     ) -> Self {
         let namespace = migration.namespace().unwrap_or_default();
         let reference = ObjectRef::new(&migration.spec.cluster_ref.name).within(&namespace);
         let target = clusters.get(&reference).filter(|cluster| cluster.metadata.deletion_timestamp.is_none());
+        let edges = target.as_ref().map(|cluster| edges.sessions(cluster)).unwrap_or_default();
         let digester = match read_digester(context, migration).await {
             Ok(digester) => digester,
-            Err(error) => return Self { target, target_snapshot: None, source: Err(error) },
+            Err(error) => return Self { target, edges, target_snapshot: None, source: Err(error) },
         };
         let uid = target.as_ref().and_then(|cluster| cluster.uid()).unwrap_or_default();
         let source = read_source(context, migration, &digester, &uid, now_ms).await;
@@ -69,7 +74,7 @@ impl ClusterObservations {
             Some(cluster) => Some(targets.take_snapshot(context, migration, cluster, &digester).await),
             None => None,
         };
-        Self { target, target_snapshot, source }
+        Self { target, edges, target_snapshot, source }
     }
 
     /// The review of both clusters as it concerns a track.
@@ -140,6 +145,7 @@ pub fn observe_track(
         review: clusters.review(migration, track),
         written: weigh_record(written, answers, plan, progress),
         answers,
+        sessions: count_open_sessions(&clusters.edges, server, now_ms),
         approved_hash: migration.spec.review.approved_hash.clone(),
         approved_through: migration.spec.approved_through,
         resume_token: migration.annotations().get(RESUME_ANNOTATION).cloned().unwrap_or_default(),

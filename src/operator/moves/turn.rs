@@ -1,5 +1,6 @@
 //! One turn of a move: observe, decide, store, carry out, report.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -9,9 +10,10 @@ use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 
 use super::observation::{
-    ClusterObservations, TrackView, VerdictSource, WrittenRecord, find_rival, is_written_here, observe_track,
+    ClusterObservations, TrackView, VerdictSource, WrittenRecord, find_rival, is_written_here, observe_track, server_of,
 };
 use super::record::{delete_record, read_record, write_record};
+use super::sessions::EdgeControl;
 use super::target::TargetReader;
 use super::zone_reader::ZoneQuery;
 use super::zone_sampler::ZoneSampler;
@@ -22,7 +24,8 @@ use crate::api::migration::{
 use crate::api::{RealtimeCluster, RealtimeMigration};
 use crate::migration::endpoint_name;
 use crate::migration::track::{
-    TrackAction, TrackObservations, TrackPlan, advance_track, describe_track, needed_queries, share_of, summarize_move,
+    TrackAction, TrackObservations, TrackPlan, advance_track, describe_track, is_draining, needed_queries, share_of,
+    summarize_move,
 };
 use crate::operator::context::{ControllerContext, SharedContext};
 use crate::operator::finalizer::patch_finalizers;
@@ -51,6 +54,7 @@ pub struct MoveDriver {
     pub context: SharedContext,
     pub clusters: Store<RealtimeCluster>,
     pub verdicts: Box<VerdictSource>,
+    pub edges: Arc<dyn EdgeControl>,
     /// The wall clock, in ms since 1970.
     pub clock: Box<dyn Fn() -> u64 + Send + Sync>,
     pub sampler: ZoneSampler,
@@ -80,7 +84,9 @@ impl MoveDriver {
             return Ok(Some(Duration::ZERO));
         }
         let now_ms = (self.clock)();
-        let clusters = ClusterObservations::read(&self.context, &self.clusters, &self.targets, migration, now_ms).await;
+        let clusters =
+            ClusterObservations::read(&self.context, &self.clusters, &self.targets, &*self.edges, migration, now_ms)
+                .await;
         let mut decided: Vec<DecidedTrack<'_>> = Vec::new();
         for track in &migration.spec.tracks {
             let waits_for = decided.iter().find(|former| former.status.progress.phase != MigrationPhase::Completed);
@@ -101,7 +107,7 @@ impl MoveDriver {
             written.map_err(|error| ReconcileError::from_call("writing the status of a move", &error))?;
             self.publish_changes(migration, &former, &status).await;
         }
-        let is_released = self.carry_out(migration, &decided).await?;
+        let is_released = self.carry_out(migration, &decided, clusters.target.as_deref()).await?;
         let is_shifting = decided.iter().any(|track| is_shifting(track.status.progress.phase));
         let wait = if is_shifting { SHIFTING_TURN_INTERVAL } else { STEADY_TURN_INTERVAL };
         Ok((!is_released).then_some(wait))
@@ -121,7 +127,7 @@ impl MoveDriver {
         let progress = known.map(|known| known.progress.clone()).unwrap_or_default();
         let queries = count_queries(&plan, &progress);
         let query = ZoneQuery { host: track.host.clone(), target: track.target_host.clone(), queries };
-        let interval = reading_interval(progress.phase);
+        let interval = reading_interval(progress.phase, is_draining(&plan, &progress, now_ms));
         let key = sampling_key(migration, track);
         let zone = self.sampler.latest(&key, &query, interval, now_ms);
         let written = match self.read_written(migration, track, progress.phase).await {
@@ -172,8 +178,15 @@ impl MoveDriver {
         &self,
         migration: &RealtimeMigration,
         decided: &[DecidedTrack<'_>],
+        target: Option<&RealtimeCluster>,
     ) -> Result<bool, ReconcileError> {
         for DecidedTrack { track, written, status, actions } in decided {
+            for action in actions {
+                if let (TrackAction::ShedSessions(share), Some(cluster)) = (action, target) {
+                    self.context.ensure_leader()?;
+                    self.edges.shed(cluster, server_of(track), *share).await;
+                }
+            }
             let WrittenRecord::Object(live) = written else { continue };
             for action in actions {
                 match action {
@@ -185,7 +198,7 @@ impl MoveDriver {
                             delete_record(&self.context, live).await?;
                         }
                     }
-                    TrackAction::ReleaseObject => {}
+                    TrackAction::ShedSessions(_) | TrackAction::ReleaseObject => {}
                 }
             }
             let Some(live) = live.as_deref().filter(|live| live.is_ours && has_record(status.progress.phase)) else {
@@ -275,8 +288,9 @@ fn has_record(phase: MigrationPhase) -> bool {
     phase >= MigrationPhase::Shifting && !matches!(phase, MigrationPhase::RolledBack)
 }
 
-fn reading_interval(phase: MigrationPhase) -> Duration {
+fn reading_interval(phase: MigrationPhase, is_draining: bool) -> Duration {
     match phase {
+        _ if is_draining => STEADY_READING_INTERVAL,
         MigrationPhase::Completed => COMPLETED_READING_INTERVAL,
         phase if is_shifting(phase) => SHIFTING_READING_INTERVAL,
         phase if has_record(phase) => STEADY_READING_INTERVAL,
@@ -284,9 +298,10 @@ fn reading_interval(phase: MigrationPhase) -> Duration {
     }
 }
 
-/// Whether the time of each turn is needed in a phase: that of the turn before a bake, and those in it.
-fn counts_turns(phase: MigrationPhase) -> bool {
-    is_shifting(phase) || phase == MigrationPhase::Baking
+/// Whether the time of each turn is needed: that of the turn before a bake, those in it, and those of a drain.
+fn counts_turns(progress: &TrackProgress) -> bool {
+    let is_draining = progress.reason == MigrationReason::DrainingSessions;
+    is_shifting(progress.phase) || progress.phase == MigrationPhase::Baking || is_draining
 }
 
 /// Whether a weight is being applied in a phase.
@@ -316,6 +331,7 @@ fn keep_decision<'a>(
         applied: "not known".to_owned(),
         observed: "not known".to_owned(),
         source_weight: plan.source_weight,
+        sessions_left: None,
         bake_left: String::new(),
         reason: TrackProgress::default().reason,
         message: String::new(),
@@ -368,7 +384,7 @@ fn describe_unapplied_step(next: &TrackProgress, written: &WrittenRecord) -> Opt
 fn is_news(former: &RealtimeMigrationStatus, status: &RealtimeMigrationStatus) -> bool {
     let mut known = former.clone();
     for (before, after) in known.tracks.iter_mut().zip(&status.tracks) {
-        if !counts_turns(after.progress.phase) {
+        if !counts_turns(&after.progress) {
             before.progress.turn_ms = after.progress.turn_ms;
         }
     }

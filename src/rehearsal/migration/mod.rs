@@ -238,7 +238,7 @@ impl Move {
         let weight = match action {
             TrackAction::WriteWeight(weight) => Some(weight),
             TrackAction::DeleteRecord => None,
-            TrackAction::ReleaseObject => return,
+            TrackAction::ShedSessions(_) | TrackAction::ReleaseObject => return,
         };
         self.report.note_write(weight, target_lookups);
         self.zone.write_target(weight);
@@ -275,6 +275,8 @@ impl Move {
             review: Ok(options.review.clone()),
             written,
             answers: Some(answers),
+            // Clients leave by themselves, and the rehearsal is over with the rollback.
+            sessions: None,
             // A rehearsal has nobody to wait for.
             approved_through: Some(RECORD_WEIGHT_MAX),
             resume_token: String::new(),

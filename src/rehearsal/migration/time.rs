@@ -25,6 +25,7 @@ const LIMITS: MoveLimits = MoveLimits {
     turn_ms: 5_000,
     apply_ms: 20_000,
     cool_down_ms: 600_000,
+    drain_ms: 5_000,
 };
 
 /// A plan of seconds. The step of weight `watched`, or the first above it, bakes long enough for a fault to be found.

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use realtime_operator::protocol::derive_probe_id;
 use reqwest::StatusCode;
 
 use super::*;
@@ -242,6 +243,33 @@ async fn messages_sent_before_the_close_frame_are_not_lost() {
     assert!(end.to_text().expect("text").starts_with("c[4200"), "{end}");
     edge.stop().await;
     other.stop().await;
+}
+
+#[tokio::test]
+async fn a_share_of_one_servers_clients_moves_and_journeys_are_no_clients() {
+    let probe = derive_probe_id("uid-1").to_string();
+    let known = vec![app("1", true), app(&probe, true)];
+    let edge = start_with("edge", known, &[], MemoryBus::new(), None).await;
+    let mut journey = Xhr::new(&edge, &format!("key{probe}"), "abcdefgh", "xhr_streaming");
+    let mut client = Xhr::new(&edge, "key1", "ijklmnop", "xhr_streaming");
+    journey.greeted().await;
+    client.greeted().await;
+    let mut socket = edge.websocket().await;
+    let flow = async || {
+        let text = edge.admin("/flow").await.text().await.expect("a text");
+        serde_json::from_str::<Value>(&text).expect("json")["sessions"].clone()
+    };
+    let one = json!({ "open": 1, "opened": 1 });
+    assert_eq!(flow().await, json!({ "websocket": one, "sockjs": one }));
+    assert_eq!(drain(&edge, "?server=sockjs").await.0, StatusCode::BAD_REQUEST, "a drain ends every session");
+    assert_eq!(drain(&edge, "?share=100&server=sockjs").await.0, StatusCode::ACCEPTED);
+    let closed = client.awaited_frame("a close").await;
+    assert!(format!("{closed:?}").contains("4200"), "{closed:?}");
+    let gone = json!({ "open": 0, "opened": 1 });
+    eventually("an edge without the client", flow, |seen| seen["sockjs"] == gone).await;
+    socket.still_serves().await;
+    assert_eq!((flow().await["websocket"].clone(), progress(&edge).await["sessions"].clone()), (one, json!(2)));
+    edge.stop().await;
 }
 
 #[tokio::test]

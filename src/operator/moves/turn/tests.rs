@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use futures::future::BoxFuture;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::{reflector, watcher};
 use serde_json::{Value, json};
@@ -29,10 +30,11 @@ use crate::operator::registry_histories::RegistryHistories;
 use crate::operator::rendered_clusters::RenderedClusters;
 use crate::operator::secret_reader::SecretReader;
 use crate::operator::unreadable_objects::UnreadableObjects;
-use crate::prober::{JourneyBudget, WebhookReceiver};
+use crate::prober::{EdgeSessions, JourneyBudget, ProcessSessions, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::Transport;
+use crate::protocol::admin::SessionFlow;
 
 const HOST: &str = "sockjs-eu.example.com";
 const TARGET: &str = "sockjs.eks.example.com";
@@ -42,6 +44,30 @@ const MOVE: &str = "realtimemigrations/sockjs-to-eks";
 const ENDPOINT: &str = "dnsendpoints/sockjs-to-eks-sockjs";
 const START_MS: u64 = 1_790_000_000_000;
 
+/// A double of the target's edges: sessions of clients, of which each share that is asked for leaves at once.
+struct TestEdges {
+    open: AtomicU64,
+    now_ms: Arc<AtomicU64>,
+    asked: Mutex<Vec<(ServerKind, u8)>>,
+}
+
+impl EdgeControl for TestEdges {
+    fn sessions(&self, _: &RealtimeCluster) -> Vec<Arc<EdgeSessions>> {
+        let servers =
+            [(ServerKind::Sockjs, SessionFlow { open: self.open.load(Ordering::Relaxed), opened: 100 })].into();
+        let process = ProcessSessions { pod: "eu-sockjs-1".to_owned(), started_ms: 1, servers };
+        let processes = [("one".to_owned(), process)].into();
+        vec![Arc::new(EdgeSessions { at_ms: self.now_ms.load(Ordering::Relaxed), processes, unread: 0 })]
+    }
+
+    fn shed<'a>(&'a self, _: &RealtimeCluster, server: ServerKind, share: u8) -> BoxFuture<'a, ()> {
+        lock_unpoisoned(&self.asked).push((server, share));
+        let open = self.open.load(Ordering::Relaxed);
+        self.open.store(open - (open * u64::from(share)).div_ceil(100), Ordering::Relaxed);
+        Box::pin(async {})
+    }
+}
+
 /// Two clusters, a zone, and the operator of the target.
 struct Bed {
     api: TestApi,
@@ -49,6 +75,7 @@ struct Bed {
     driver: MoveDriver,
     now_ms: Arc<AtomicU64>,
     verdict: Arc<Mutex<Verdict>>,
+    edges: Arc<TestEdges>,
     /// The store of clusters ends with its writer.
     _clusters: reflector::store::Writer<RealtimeCluster>,
 }
@@ -175,17 +202,19 @@ impl Bed {
         let verdict = Arc::new(Mutex::new(verdict(TransportState::Passing)));
         let now_ms = Arc::new(AtomicU64::new(START_MS));
         let (known, time) = (verdict.clone(), now_ms.clone());
+        let edges = Arc::new(TestEdges { open: AtomicU64::new(40), now_ms: now_ms.clone(), asked: Mutex::default() });
         let sampler =
             ZoneSampler::new(ZoneReader::new(vec![zone.address], metrics).expect("a reader"), context.stop.clone());
         let driver = MoveDriver {
             context,
             clusters,
             verdicts: Box::new(move |_| Some(lock_unpoisoned(&known).clone())),
+            edges: edges.clone(),
             clock: Box::new(move || time.load(Ordering::Relaxed)),
             sampler,
             targets: TargetReader::default(),
         };
-        Self { api, zone, driver, now_ms, verdict, _clusters: writer }
+        Self { api, zone, driver, now_ms, verdict, edges, _clusters: writer }
     }
 
     fn migration(&self) -> RealtimeMigration {
@@ -292,6 +321,12 @@ async fn a_move_is_proven_reviewed_braked_and_baked_and_a_failure_takes_its_reco
     bed.turn_until("the way back", |track| track.progress.phase == MigrationPhase::RolledBack).await;
     assert_eq!(bed.written_weights().last(), Some(&None));
     assert_eq!((bed.api.get(ENDPOINT), ready(&bed).map(|found| found.0)), (None, Some("False".to_owned())));
+    assert!(lock_unpoisoned(&bed.edges.asked).is_empty(), "not before the lookups are back");
+    bed.turn_until("a drain", |track| track.reason == MigrationReason::DrainingSessions).await;
+    bed.turn_until("its end", |track| track.reason == MigrationReason::RecordDeleted).await;
+    assert_eq!(bed.track().sessions_left, Some(0));
+    let asked = lock_unpoisoned(&bed.edges.asked).clone();
+    assert!(asked.iter().all(|(server, _)| *server == ServerKind::Sockjs) && asked[0].1 == 20, "{asked:?}");
     // Each write carries out a decision that was stored before.
     let mut stored = Value::Null;
     for (kind, sent) in bed.api.writes() {
