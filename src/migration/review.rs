@@ -71,7 +71,8 @@ pub fn review_migration(
     }
 }
 
-/// Hashes what was compared, without the times and the messages of the proof, which change while nothing does.
+/// Hashes what was compared: the values, and of each finding its kind, its subject and whether it blocks. The text of a
+/// finding may have ages and pods in it, which change while nothing does; an accepted finding would need a new approval then.
 fn hash_review(
     source: &ClusterSnapshot,
     target: &ClusterSnapshot,
@@ -84,6 +85,7 @@ fn hash_review(
         let servers: Vec<_> = servers.iter().map(|(kind, server)| (kind, &server.image, &server.variables)).collect();
         serde_json::json!([cluster, key_id, version, servers, stream.as_ref().map(|stream| &stream.name), apps])
     };
+    let findings: Vec<_> = findings.iter().map(|found| (found.code, &found.subject, found.blocks)).collect();
     let text = serde_json::json!([part(source), part(target), options.servers, options.accepted, findings]);
     let mut digits = hex::encode(Sha256::digest(text.to_string()));
     digits.truncate(APPROVAL_DIGITS);

@@ -229,3 +229,29 @@ fn webhooks_that_are_off_are_found_behind_any_source() {
     assert_eq!(found.findings[0].code, FindingCode::WebhooksOff);
     assert_eq!((found.findings[0].source.as_str(), found.findings[0].target.as_str()), ("not known", "off"));
 }
+
+#[test]
+fn the_hash_of_an_accepted_finding_outlives_its_text_and_not_its_kind() {
+    let options = ReviewOptions { accepted: vec!["NotProven".to_owned()], ..ReviewOptions::default() };
+    let with_gate = |ready: &str, reason: &str, message: &str| {
+        let gate = GateSnapshot {
+            ready: ready.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            current: true,
+            ..GateSnapshot::default()
+        };
+        ClusterSnapshot { gate: Some(gate), ..cluster(&[]) }
+    };
+    let hash = |target: &ClusterSnapshot| {
+        let found = review_migration(&cluster(&[]), target, &options);
+        assert!(!found.blocked, "{:?}", codes(&found));
+        found.approval_hash
+    };
+    let first = hash(&with_gate("False", "RecordMissing", "pod eu-1 fails since 12 s"));
+    assert_eq!(hash(&with_gate("False", "RecordMissing", "pod eu-2 fails since 40 s")), first);
+    assert_eq!(hash(&with_gate("Unknown", "EvidenceStale", "")), first, "the same finding");
+    assert_ne!(hash(&cluster(&[])), first, "a target without the finding is another review");
+    let blocked = review_migration(&cluster(&[]), &with_gate("False", "RecordMissing", ""), &ReviewOptions::default());
+    assert_ne!(blocked.approval_hash, first, "nobody accepted it");
+}
