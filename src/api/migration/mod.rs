@@ -79,6 +79,9 @@ pub struct RealtimeMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 255))]
     pub approved_through: Option<u8>,
+    /// Keeps the weight and stops the clock of the bake. A target that fails is taken out of the answers all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
     /// Losses that you accept, each by the host of its track.
     #[serde(default)]
     pub acknowledgements: MigrationAcknowledgements,

@@ -166,6 +166,8 @@ pub enum MigrationReason {
     FingerprintChanged,
     /// The bake is over, and the next step needs an approval.
     ApprovalMissing,
+    /// The manifest suspends the move.
+    Suspended,
     /// The target has weight 255, and the source's record still has its former weight.
     SourceWeightAwaited,
     /// The cutover's bake is over.
@@ -192,7 +194,7 @@ pub enum MigrationReason {
 
 impl MigrationReason {
     /// Every reason, in the order of a move.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ClusterMissing,
         Self::PreflightFailed,
         Self::RecordExists,
@@ -207,6 +209,7 @@ impl MigrationReason {
         Self::BakeRunning,
         Self::FingerprintChanged,
         Self::ApprovalMissing,
+        Self::Suspended,
         Self::SourceWeightAwaited,
         Self::MoveCompleted,
         Self::TargetFailing,

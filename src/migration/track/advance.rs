@@ -36,7 +36,9 @@ pub fn advance_track(
             }
             MigrationPhase::RollingBack => advance_retreat(&mut turn),
             MigrationPhase::RolledBack | MigrationPhase::Failed => {
-                advance_rolled_back(&mut turn);
+                if !observations.is_suspended {
+                    advance_rolled_back(&mut turn);
+                }
                 if turn.next.phase == MigrationPhase::RolledBack {
                     advance_drain(&mut turn);
                 }
@@ -73,9 +75,10 @@ fn is_closed(phase: MigrationPhase) -> bool {
     phase < MigrationPhase::Shifting || phase == MigrationPhase::RolledBack
 }
 
-/// Whether a weight may rise in this turn: the proofs and the approval of the turn that decided it may be gone.
+/// Whether a weight may rise in this turn: the move may have been suspended, and the proofs and the approval of the turn that decided it may be gone.
 fn may_rise(turn: &Turn<'_>) -> bool {
-    find_review_obstacle(turn).is_none()
+    !turn.observations.is_suspended
+        && find_review_obstacle(turn).is_none()
         && judge_proofs(turn.plan, turn.observations, &turn.next, turn.now_ms) == Judgement::Go
 }
 

@@ -14,6 +14,7 @@ mod plan;
 mod retreat;
 mod sentences;
 mod summary;
+mod suspension;
 mod turn;
 
 pub use advance::advance_track;
@@ -48,6 +49,8 @@ pub struct TrackObservations {
     pub approved_through: Option<u8>,
     /// Token of a resumption that a person asks for; empty for none.
     pub resume_token: String,
+    /// Whether the manifest suspends the move.
+    pub is_suspended: bool,
     /// Whether the move is being deleted.
     pub is_deleted: bool,
 }

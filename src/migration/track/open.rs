@@ -3,13 +3,18 @@
 use super::closed::find_review_obstacle;
 use super::judgement::Judgement;
 use super::retreat::begin_retreat;
+use super::suspension::{end_suspension, hold_track};
 use super::turn::Turn;
 use crate::api::migration::{BrakeTest, MigrationPhase, MigrationReason};
 
 /// Applies the judgement of the proofs, then the rules of the phase.
 pub(super) fn advance_open(turn: &mut Turn<'_>, judgement: Judgement) {
     match judgement {
-        Judgement::Go => advance_passing(turn),
+        Judgement::Go if turn.observations.is_suspended => hold_track(turn),
+        Judgement::Go => {
+            end_suspension(turn);
+            advance_passing(turn);
+        }
         Judgement::Hold(message) => turn.next.message = message,
         Judgement::Freeze(reason, message) => freeze_weight(turn, reason, message),
         Judgement::Close(reason, message) => close_weight(turn, reason, message),

@@ -117,6 +117,9 @@ fn describe_next_step(plan: &TrackPlan, progress: &TrackProgress) -> String {
         MigrationReason::ApprovalMissing => {
             return format!("write spec.approvedThrough: {next} to go on");
         }
+        MigrationReason::Suspended => {
+            "remove spec.suspend to go on; a target that fails is taken out of the answers meanwhile"
+        }
         MigrationReason::SourceWeightAwaited => "set the weight of the source's record to 1",
         MigrationReason::MoveCompleted => {
             "remove the source's record, then the source, once no client connects there; this object can be deleted"

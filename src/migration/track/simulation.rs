@@ -78,6 +78,7 @@ impl World {
                 approved_hash: Some(HASH.to_owned()),
                 approved_through: Some(255),
                 resume_token: String::new(),
+                is_suspended: false,
                 is_deleted: false,
             },
             answered: None,
@@ -201,6 +202,7 @@ impl World {
             let proof = self.observations.target.as_ref().map(|reading| &reading.proof);
             assert_eq!(proof, Some(&TrackProof::Passing), "a target that does not pass gets weight {weight}");
             assert_eq!(self.observations.approved_hash.as_deref(), Some(HASH), "without approval");
+            assert!(!self.observations.is_suspended, "a suspended move gets weight {weight}");
         }
     }
 

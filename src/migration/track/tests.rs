@@ -361,6 +361,65 @@ fn a_rolled_back_move_begins_anew_for_a_change_after_the_cool_down_or_for_a_pers
 }
 
 #[test]
+fn a_suspended_move_keeps_its_weight_and_counts_no_bake_and_its_brake_works() {
+    let mut world = World::new();
+    world.observations.is_suspended = true;
+    world.turns(20);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Gated, MigrationReason::Suspended));
+    assert!(world.executed.is_empty(), "no record: {:?}", world.executed);
+    world.observations.is_suspended = false;
+    world.run_until_baking(20);
+    world.turns(2);
+    world.observations.is_suspended = true;
+    world.turn(None);
+    let baked_ms = world.stored.baked_ms;
+    world.turns(100);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Baking, MigrationReason::Suspended));
+    assert_eq!((world.stored.baked_ms, world.observations.written), (baked_ms, Some(20)));
+    world.observations.is_suspended = false;
+    world.turn(None);
+    assert!(world.stored.baked_ms - baked_ms <= TURN_MS, "the time of the suspension is no bake");
+    assert_eq!(world.stored.reason, MigrationReason::BakeRunning);
+    world.observations.is_suspended = true;
+    world.turns(3);
+    world.set_target(failing("record"));
+    world.run_until(MigrationPhase::RolledBack);
+    world.set_target(TrackProof::Passing);
+    world.observations.fingerprint = "two".to_owned();
+    world.turns(200);
+    assert_eq!(world.phase(), MigrationPhase::RolledBack, "nothing begins meanwhile");
+    world.observations.is_suspended = false;
+    world.run_until_baking(20);
+}
+
+#[test]
+fn a_suspension_while_a_weight_is_applied_is_no_delay_of_external_dns_and_hides_no_failure() {
+    let mut world = World::new();
+    world.run_until_baking(1);
+    world.syncs = false;
+    world.run_until(MigrationPhase::Shifting);
+    world.turns(2);
+    world.observations.is_suspended = true;
+    world.turns(200);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Shifting, MigrationReason::Suspended));
+    world.observations.is_suspended = false;
+    world.turns(2);
+    assert_eq!(world.stored.reason, MigrationReason::ApplyingWeight, "its time begins anew");
+    world.syncs = true;
+    world.run_until_baking(5);
+    let mut frozen = World::with(ApprovalMode::None, FailureReaction::Freeze);
+    frozen.run_until_baking(20);
+    frozen.set_target(failing("record"));
+    frozen.turns(2);
+    frozen.observations.is_suspended = true;
+    frozen.set_target(TrackProof::Passing);
+    frozen.turns(5);
+    frozen.observations.is_suspended = false;
+    frozen.turns(5);
+    assert_eq!((frozen.phase(), frozen.stored.reason), (MigrationPhase::Frozen, MigrationReason::TargetFailing));
+}
+
+#[test]
 fn a_freeze_keeps_the_weight_until_a_person_or_a_change() {
     let mut world = World::with(ApprovalMode::Cutover, FailureReaction::Freeze);
     world.run_until_baking(5);
@@ -489,6 +548,7 @@ enum Event {
     Fingerprint(u8),
     Approval(bool),
     Resume(u8),
+    Suspend(bool),
     Turns(u8, Option<u8>),
     RemoveSource,
     RestoreSource,
@@ -512,6 +572,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0_u8..4).prop_map(Event::Fingerprint),
         1 => any::<bool>().prop_map(Event::Approval),
         1 => (0_u8..4).prop_map(Event::Resume),
+        1 => any::<bool>().prop_map(Event::Suspend),
         8 => (1_u8..40, proptest::option::of(0_u8..3)).prop_map(|(turns, crash)| Event::Turns(turns, crash)),
         1 => Just(Event::RemoveSource),
         1 => Just(Event::RestoreSource),
@@ -528,6 +589,7 @@ fn apply_event(world: &mut World, event: &Event) {
         Event::Fingerprint(number) => world.observations.fingerprint = number.to_string(),
         Event::Approval(given) => world.observations.approved_hash = given.then(|| HASH.to_owned()),
         Event::Resume(number) => world.observations.resume_token = number.to_string(),
+        Event::Suspend(is_suspended) => world.observations.is_suspended = *is_suspended,
         Event::RemoveSource if world.answered == world.observations.written && world.answered.unwrap_or(0) > 0 => {
             world.source = None;
         }
@@ -557,6 +619,7 @@ fn calm(world: &mut World) {
     world.set_target(TrackProof::Passing);
     world.set_source(TrackProof::Passing);
     world.observations.approved_hash = Some(HASH.to_owned());
+    world.observations.is_suspended = false;
 }
 
 proptest! {

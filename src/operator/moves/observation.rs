@@ -149,6 +149,7 @@ pub fn observe_track(
         approved_hash: migration.spec.review.approved_hash.clone(),
         approved_through: migration.spec.approved_through,
         resume_token: migration.annotations().get(RESUME_ANNOTATION).cloned().unwrap_or_default(),
+        is_suspended: migration.spec.suspend,
         is_deleted: migration.metadata.deletion_timestamp.is_some(),
     }
 }

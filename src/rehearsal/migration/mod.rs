@@ -280,6 +280,7 @@ impl Move {
             // A rehearsal has nobody to wait for.
             approved_through: Some(RECORD_WEIGHT_MAX),
             resume_token: String::new(),
+            is_suspended: false,
             is_deleted: false,
         }
     }
