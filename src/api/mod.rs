@@ -41,6 +41,10 @@ pub const API_GROUP: &str = "realtime-operator.dev";
 /// `status.gate.requestedProof`.
 pub const PROVE_NOW_ANNOTATION: &str = "realtime-operator.dev/prove-now";
 
+/// Annotation of a cluster that has its sealed snapshot published as the `ConfigMap` `<cluster>-snapshot`; its value is the name of
+/// the Secret with the key of the snapshots, as `realtime migrate init` prints it.
+pub const PUBLISH_SNAPSHOT_ANNOTATION: &str = "realtime-operator.dev/publish-snapshot";
+
 /// Whether a part is enabled. An enum instead of a boolean, so that a third value can be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum EnabledState {

@@ -8,15 +8,14 @@ use hyper::client::conn::http1;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Pod, Secret as SecretObject};
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, Client};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::cluster_api::{build_namespaced_api, describe_error};
 use crate::config::ServerKind;
 use crate::desired::render::{ADMIN_PORT, ADMIN_SECRET_KEY, COMPONENT_LABEL, admin_secret_name, pod_labels};
-use crate::kubernetes::client::KubernetesClients;
 use crate::protocol::Secret;
 
 /// Longest that a connection and the head of an answer may take.
@@ -123,12 +122,8 @@ pub async fn list_targets(api: &Api<Pod>, cluster: &str, servers: &[ServerKind])
 ///
 /// # Errors
 /// One line: the Secret cannot be read or has no token.
-pub async fn read_admin_token(
-    clients: &KubernetesClients,
-    namespace: Option<&str>,
-    cluster: &str,
-) -> Result<Secret, String> {
-    let api: Api<SecretObject> = build_namespaced_api(&clients.call, namespace);
+pub async fn read_admin_token(client: &Client, namespace: Option<&str>, cluster: &str) -> Result<Secret, String> {
+    let api: Api<SecretObject> = build_namespaced_api(client, namespace);
     let name = admin_secret_name(cluster);
     let secret = api.get(&name).await.map_err(|error| {
         format!("the admin token cannot be read from the Secret {name}: {}", describe_error(&error))

@@ -67,7 +67,7 @@ pub async fn print_live_ledger(cluster: &str, namespace: Option<&str>) -> u8 {
 
 async fn find_pods(cluster: &str, namespace: Option<&str>) -> Result<(Vec<AdminTarget>, Secret), String> {
     let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
-    let token = read_admin_token(&clients, namespace, cluster).await?;
+    let token = read_admin_token(&clients.call, namespace, cluster).await?;
     let api = build_namespaced_api(&clients.call, namespace);
     let targets = list_targets(&api, cluster, &ServerKind::ALL).await?;
     if targets.is_empty() {
@@ -85,7 +85,11 @@ async fn read_flows(targets: &[AdminTarget], token: &Secret) -> Result<Vec<FlowR
     .await
 }
 
-async fn read_flow(target: &AdminTarget, token: &Secret) -> Result<FlowReport, String> {
+/// Reads `/flow` of a process.
+///
+/// # Errors
+/// One line: it does not answer in time, or with another document.
+pub async fn read_flow(target: &AdminTarget, token: &Secret) -> Result<FlowReport, String> {
     let body = target.get("/flow", token).await?;
     let bytes = timeout(READ_TIMEOUT, to_bytes(body, FLOW_MAX_BYTES)).await;
     let bytes = bytes.map_err(|_| format!("no end in {} s", READ_TIMEOUT.as_secs()))?;

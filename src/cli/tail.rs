@@ -118,7 +118,7 @@ async fn find_source(arguments: &Arguments) -> Result<(Source, Secret), String> 
         return Ok((Source::Addresses(arguments.address.clone()), Secret::new(token.trim())));
     };
     let clients = build_clients(Arc::default()).await.map_err(|error| error.to_string())?;
-    let token = read_admin_token(&clients, arguments.namespace.as_deref(), name).await?;
+    let token = read_admin_token(&clients.call, arguments.namespace.as_deref(), name).await?;
     // The connection of a port-forward is open for as long as that of a watch.
     let api = Box::new(build_namespaced_api(&clients.watch, arguments.namespace.as_deref()));
     Ok((Source::Cluster { api, name: name.clone() }, token))

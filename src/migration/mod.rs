@@ -8,6 +8,7 @@
 mod app_digest;
 mod fingerprint;
 mod markdown;
+mod new_sessions;
 mod outline;
 mod peer;
 mod preparation;
@@ -24,6 +25,7 @@ mod workload;
 pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
 pub use fingerprint::fingerprint_servers;
 pub use markdown::render_markdown;
+pub use new_sessions::{NewSessions, SessionSnapshot};
 pub use outline::{MoveOutline, outline_move, render_outline};
 pub use peer::PeerExpectations;
 pub use preparation::{SourceConversion, render_conversion};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::AppDigest;
+use super::{AppDigest, SessionSnapshot};
 use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
 use crate::api::conditions::condition;
@@ -45,6 +45,9 @@ pub struct ClusterSnapshot {
     /// The proof of the cluster; `None` where no operator proves one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateSnapshot>,
+    /// Counts of the edges' sessions; `None` where they were not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionSnapshot>,
     /// The apps; `None` when they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apps: Option<BTreeMap<AppId, AppDigest>>,
@@ -171,6 +174,7 @@ impl ClusterSnapshot {
             servers,
             stream: None,
             gate: None,
+            sessions: None,
             apps: None,
             seal: None,
         }
@@ -194,6 +198,14 @@ impl ClusterSnapshot {
             gate: Some(read_gate(cluster)),
             ..Self::new(SnapshotOrigin::Operator, name, servers)
         }
+    }
+
+    /// The snapshot without its seal, its times and the messages of its proof, which change while nothing else does.
+    #[must_use]
+    pub fn without_times(&self) -> Self {
+        let gate = self.gate.clone().map(|gate| GateSnapshot { message: String::new(), passed_at: None, ..gate });
+        let sessions = self.sessions.clone().map(|sessions| SessionSnapshot { at_ms: 0, ..sessions });
+        Self { taken_at: None, seal: None, gate, sessions, ..self.clone() }
     }
 
     /// Parses a snapshot from JSON or YAML; `None` if the text is another document.

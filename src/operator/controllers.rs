@@ -21,7 +21,7 @@ use super::controller_loop::drive_controller;
 use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
-use super::moves::{ZoneReader, run_moves};
+use super::moves::{ZoneReader, run_moves, run_publisher};
 use super::operator_error::OperatorError;
 use super::receiver::ReceiverRoute;
 use super::registry_histories::RegistryHistories;
@@ -341,6 +341,7 @@ async fn run_controllers(
             gating,
             reporting_unselected,
             Box::pin(run_moves(context.clone(), store.clone(), probers.clone(), zones)),
+            Box::pin(run_publisher(context.clone(), store.clone(), probers.clone())),
         );
     };
     let reporting = shutdown.run_until_cancelled(unreadable_reports::run_reports(&context, reports));

@@ -91,7 +91,10 @@ metric_table! {
             "If it fell to 0, read `kubectl describe realtimemigration`: its Events name the cluster, the transport and the hop.",
         /// Desired shares of lookups that lead to clusters of moves, by cluster, from 0 to 1.
         migration_shares: ClusterGauge =>
-            "Compare it with the share of new connections of both clusters: they differ while resolvers still have the former answer.",
+            "Compare it with `realtime_operator_migration_observed_shares`: they differ while resolvers still have the former answer.",
+        /// Shares of new connections that clusters of moves get, by cluster, from 0 to 1; absent while they are not known.
+        migration_observed_shares: ClusterGauge =>
+            "Compare it with `realtime_operator_migration_shares`; where it is absent, publish snapshots of the source with its counts.",
         /// Age of the snapshot of a move's source, by cluster of the move, in seconds.
         migration_snapshot_age_seconds: ClusterGauge =>
             "Beyond 360 s the source counts as passing, whatever happens there; after a week no step begins: publish a new snapshot.",

@@ -34,8 +34,14 @@ const [BRAKED, ANSWERED] = [30, 2 * TTL + 10];
 /** Share of new connections, in percent, that must be at the source after the last answer with the target. */
 const BACK_PERCENT = 99;
 
+/** Seconds from the fault until every session that was open at the target is at the source. */
+const DRAINED = 300;
+
+/** Longest, in ms, until the operator of the source has published a snapshot: it looks each 15 s. */
+const PUBLISHED_TIMEOUT = 90_000;
+
 /** Bake of the step at which both clusters have the same weight, in which clients are counted and the fault begins. */
-const BAKE_AT_20 = 75;
+const BAKE_AT_20 = 100;
 
 /** Clients that visit the moved host at once, and visits by which a share is judged. */
 const [VISITORS, VISITS] = [8, 100];
@@ -137,8 +143,13 @@ async function startClients() {
   };
   return {
     residents, visitors, socketVisitors, pairs,
-    /** Opens further residents that look the moved host up now. */
-    add: async () => added.push(...(await open(moved))),
+    /** Opens further residents that look the moved host up now, until one of them is at the target. */
+    async add() {
+      do added.push(...(await open(moved)));
+      while (!added.some(isAtTarget));
+    },
+    /** The further residents whose session is at the target now. */
+    atTarget: () => added.filter(isAtTarget),
     /** Publishes once at each cluster, and waits until every resident has heard both. */
     async hear() {
       const all = [...residents, ...added];
@@ -155,6 +166,20 @@ async function startClients() {
       for (const { client } of [...residents, ...added]) client.disconnect();
     },
   };
+}
+
+/** Whether the latest lookup of a client led it to the target. */
+const isAtTarget = ({ found }) => found.at(-1) === TARGET_HOST;
+
+/** Waits until clients that were at the target when it failed have a session at the source, while nobody closed them. */
+async function sessionsAreBack(clientsOfTarget, broken) {
+  const isBack = (client) => !isAtTarget(client) && client.client.connection.state === "connected";
+  await wait(() => clientsOfTarget.every(isBack), {
+    timeout: DRAINED * 1000 - (Date.now() - broken), what: "the sessions of the target at the source",
+    seen: () => JSON.stringify(clientsOfTarget.map(({ found, states }) => ({ found, states }))),
+  });
+  const seconds = (Date.now() - broken) / 1000;
+  console.log(`# ${clientsOfTarget.length} sessions that were open at the target were at the source ${seconds.toFixed(1)} s after the fault`);
 }
 
 /** The share, in percent, of visits with these times that were led to the target. */
@@ -258,12 +283,18 @@ test("a target that fails under way loses its lookups, and goes on once it passe
   assert.deepEqual([total, clusters.map(({ context, cluster, ready }) => [context, cluster, ready])], [2, ["old", "new"].map((side) => [side, `${NAMESPACE}/eu`, "True"])]);
   assert.deepEqual(moves.map(({ context, name, host, desired }) => [context, name, host, desired]), [["new", `${NAMESPACE}/move`, MOVED, "20"]]);
   const baked = Date.now();
+  await publishSnapshot();
   await clients.add();
   await clients.hear();
   await wait(() => targetShare(clients.visitors.visits, baked, Infinity).count >= VISITS, { timeout: 60_000, what: "visits at weight 20" });
   const { percent, count } = targetShare(clients.visitors.visits, baked, Date.now());
   console.log(`# at weights ${SOURCE_WEIGHT} and 20 ${percent.toFixed(0)} % of ${count} new connections were at the target`);
   assert.ok(percent >= EQUAL_SHARES[0] && percent <= EQUAL_SHARES[1], `${percent} % of ${count} visits at the target`);
+  await publishSnapshot();
+  const { observed } = await reached("the share of new connections", (found) => found.observed !== "not known");
+  console.log(`# the operator observed ${observed} of the new connections at the target`);
+  assert.ok(parseFloat(observed) >= EQUAL_SHARES[0] && parseFloat(observed) <= EQUAL_SHARES[1], observed);
+  const stranded = clients.atTarget();
   const { status } = await clusterOf(TARGET);
   await outside.kinesis.deny("PutRecords", { stream: status.stream.name });
   const broken = Date.now();
@@ -278,10 +309,13 @@ test("a target that fails under way loses its lookups, and goes on once it passe
   assert.equal(weightOfTarget(), undefined);
   assert.equal(is(await clusterOf(SOURCE), "Ready"), "True", "the source is untouched");
   assert.equal(condition(await move(), "Completed")?.status, "False");
-  assert.deepEqual((await readFleet("--failing")).moves.map(({ phase, reason }) => [phase, reason]), [["RolledBack", back.reason]]);
+  assert.deepEqual((await readFleet("--failing")).moves.map(({ phase }) => phase), ["RolledBack"]);
   const under = targetShare(clients.visitors.visits, broken, brakedAt + ANSWERED * 1000);
   console.log(`# new connections at the target from the fault to ${ANSWERED} s after weight 0: ${under.percent.toFixed(0)} % of ${under.count}`);
   await connectionsAreBack(brakedAt);
+  await sessionsAreBack(stranded, broken);
+  assert.ok(Number.isInteger((await track()).sessionsLeft), "the status counts the sessions that are left");
+  await clients.hear();
 
   await outside.kinesis.allow();
   await onCluster(TARGET, () => ready(NAMESPACE, "eu", 120));
@@ -325,6 +359,22 @@ test("without the target's operator the printed change takes every new connectio
   await scale(2);
   externalDns = startExternalDns(route53, DOMAIN, ["crd"], TARGET);
   await wait(() => weightOfTarget() === 20, { timeout: 60_000, what: "the weight as the operator has it" });
+});
+
+test("the operator of the source publishes the snapshot that the command takes, for a pipeline to copy", { timeout: 300_000 }, async () => {
+  const published = await onCluster(SOURCE, async () => {
+    await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "realtime-migration", namespace: NAMESPACE }, stringData: { key: KEY } });
+    await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/publish-snapshot=realtime-migration"]);
+    await wait(async () => (await get("configmaps", NAMESPACE)).items.some(({ metadata }) => metadata.name === "eu-snapshot"), { timeout: PUBLISHED_TIMEOUT, what: "a published snapshot" });
+    return JSON.parse((await get("configmap", NAMESPACE, "eu-snapshot")).data["snapshot.yaml"]);
+  });
+  const { code, stdout, stderr } = await onCluster(SOURCE, () => realtime("snapshot", "eu", "-n", NAMESPACE, "--key", `${DIR}/pki/review.key`, "-o", "json"));
+  assert.equal(code, 0, stderr);
+  const taken = JSON.parse(stdout);
+  const compared = ({ cluster, keyID, servers, apps, seal }) => [cluster, keyID, servers, apps, seal.uid];
+  assert.deepEqual(compared(published), compared(taken), "a review has one hash, whoever takes the snapshots");
+  const [processes] = [published, taken].map(({ sessions }) => Object.keys(sessions.processes));
+  assert.deepEqual(Object.keys(taken.sessions.processes), processes, "both count the sessions of every edge");
 });
 
 test("the cutover keeps the brake, and a complete move keeps its record when it is deleted", { timeout: 900_000 }, async () => {

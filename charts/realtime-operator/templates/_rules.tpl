@@ -122,6 +122,10 @@ does not exist. */}}
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get]
+# Checked where a cluster asks for it: its snapshot is published beside it.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create, patch]
 # workload: bounds how many pods can be evicted at once.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

@@ -2,19 +2,28 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 
-use super::super::cluster_api::{build_cluster_api, describe_error};
+use super::super::admin_connection::{list_targets, read_admin_token};
+use super::super::cluster_api::{build_cluster_api, build_namespaced_api, describe_error};
+use super::super::ledger::read_flow;
 use super::super::live_snapshots::DEPLOYMENT_SELECTOR;
 use super::ForeignDeployment;
+use crate::config::ServerKind;
 use crate::desired::decode_secret;
 use crate::kubernetes::apply::is_owned_by;
-use crate::migration::{ClusterSnapshot, EnvironmentTexts, SecretDigester, SnapshotOrigin, read_server};
+use crate::migration::{
+    ClusterSnapshot, EnvironmentTexts, SecretDigester, SessionSnapshot, SnapshotOrigin, read_server,
+};
 use crate::operator::{digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers};
 use crate::process::clock::now_ms;
+
+/// Servers with sessions.
+const EDGES: [ServerKind; 3] = [ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Edge];
 
 /// Reads one namespace of an API server.
 pub struct LiveReader {
@@ -47,8 +56,28 @@ impl LiveReader {
         let servers = read_owned_servers(owned.iter(), read);
         let apps = digest_registry(name, servers.values(), &texts, &self.digester);
         let apps = apps.inspect_err(|error| eprintln!("realtime: note: apps were not read: {error}")).ok();
-        let snapshot = ClusterSnapshot { apps, ..ClusterSnapshot::of_cluster(&cluster, servers) };
+        let sessions = self.count_sessions(name).await;
+        let sessions =
+            sessions.inspect_err(|error| eprintln!("realtime: note: sessions were not counted: {error}")).ok();
+        let snapshot = ClusterSnapshot { sessions, apps, ..ClusterSnapshot::of_cluster(&cluster, servers) };
         Ok(self.seal_now(snapshot, cluster.metadata.uid.as_deref()))
+    }
+
+    /// Counts the sessions that the edges of a cluster opened, from each of their pods.
+    async fn count_sessions(&self, name: &str) -> Result<SessionSnapshot, String> {
+        let at_ms = now_ms();
+        let token = read_admin_token(&self.client, Some(&self.namespace), name).await?;
+        let pods = build_namespaced_api(&self.client, Some(&self.namespace));
+        let targets = list_targets(&pods, name, &EDGES).await?;
+        let flows = targets.iter().map(async |target| {
+            let flow = read_flow(target, &token).await.map_err(|error| format!("{}: {error}", target.name()))?;
+            if flow.sessions.is_empty() {
+                return Err(format!("{}: its release counts no sessions", target.name()));
+            }
+            let opened = flow.sessions.iter().map(|(server, flow)| (*server, flow.opened)).collect();
+            Ok((flow.process, opened))
+        });
+        Ok(SessionSnapshot { at_ms, processes: try_join_all(flows).await?.into_iter().collect() })
     }
 
     /// Takes the snapshot of Deployments that no operator of ours knows.

@@ -13,6 +13,7 @@ use kube::runtime::reflector::Store;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::Instrument;
 
+use super::share_meter::ShareMeter;
 use super::target::TargetReader;
 use super::turn::MoveDriver;
 use super::zone_reader::ZoneReader;
@@ -65,6 +66,7 @@ pub async fn run_moves(
         clock: Box::new(now_ms),
         sampler,
         targets: TargetReader::default(),
+        shares: ShareMeter::default(),
     };
     let mut known: HashMap<String, KnownMove> = HashMap::new();
     let mut running: FuturesUnordered<BoxFuture<'_, EndedTurn>> = FuturesUnordered::new();

@@ -9,12 +9,16 @@
 mod answers;
 mod controller;
 mod observation;
+mod publisher;
 mod record;
 mod sessions;
+mod share_meter;
 mod source;
 mod target;
 #[cfg(test)]
 mod test_api;
+#[cfg(test)]
+mod test_context;
 #[cfg(test)]
 mod test_zone;
 mod turn;
@@ -22,4 +26,5 @@ mod zone_reader;
 mod zone_sampler;
 
 pub use controller::run_moves;
+pub use publisher::run_publisher;
 pub use zone_reader::ZoneReader;

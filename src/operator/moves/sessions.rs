@@ -1,11 +1,13 @@
 //! The sessions of clients at a move's target: counted by the edges themselves, and asked to reconnect after a rollback.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::{BoxFuture, join_all};
 
 use crate::api::RealtimeCluster;
 use crate::config::ServerKind;
+use crate::migration::SessionSnapshot;
 use crate::operator::cluster_probers::ClusterProbers;
 use crate::prober::EdgeSessions;
 
@@ -36,14 +38,29 @@ impl EdgeControl for ClusterProbers {
 
 /// Open sessions of a server's clients; `None` while an edge was not read, or the look at them is too old.
 pub fn count_open_sessions(looks: &[Arc<EdgeSessions>], server: ServerKind, now_ms: u64) -> Option<u64> {
-    let is_known = |look: &Arc<EdgeSessions>| {
-        look.unread == 0 && look.at_ms > 0 && now_ms.saturating_sub(look.at_ms) <= SESSIONS_AGE_MAX_MS
-    };
-    if looks.is_empty() || !looks.iter().all(is_known) {
+    if looks.is_empty() || !looks.iter().all(|look| is_known(look, now_ms)) {
         return None;
     }
     let processes = looks.iter().flat_map(|look| look.processes.values());
     Some(processes.filter_map(|process| process.servers.get(&server)).map(|flow| flow.open).sum())
+}
+
+/// Sessions that the edges opened since their start; `None` under the same conditions as [`count_open_sessions`].
+pub fn count_opened_sessions(looks: &[Arc<EdgeSessions>], now_ms: u64) -> Option<SessionSnapshot> {
+    let at_ms = looks.iter().filter(|look| is_known(look, now_ms)).map(|look| look.at_ms).min()?;
+    if !looks.iter().all(|look| is_known(look, now_ms)) {
+        return None;
+    }
+    let mut processes: BTreeMap<String, BTreeMap<ServerKind, u64>> = BTreeMap::new();
+    for (process, found) in looks.iter().flat_map(|look| &look.processes) {
+        let opened = found.servers.iter().map(|(server, flow)| (*server, flow.opened));
+        processes.insert(process.clone(), opened.collect());
+    }
+    Some(SessionSnapshot { at_ms, processes })
+}
+
+fn is_known(look: &EdgeSessions, now_ms: u64) -> bool {
+    look.unread == 0 && look.at_ms > 0 && now_ms.saturating_sub(look.at_ms) <= SESSIONS_AGE_MAX_MS
 }
 
 #[cfg(test)]
@@ -75,6 +92,10 @@ mod tests {
             ("never looked", vec![look(0, 0, &[])], 100, None),
         ] {
             assert_eq!(count_open_sessions(&looks, Sockjs, now_ms), expected, "{case}");
+            let opened = count_opened_sessions(&looks, now_ms);
+            assert_eq!(opened.is_some(), expected.is_some(), "{case}: {opened:?}");
+            let opened = opened.map(|found| found.processes);
+            assert!(opened.is_none_or(|found| found.values().flat_map(BTreeMap::values).all(|count| *count == 100)));
         }
     }
 }

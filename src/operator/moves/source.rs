@@ -19,9 +19,20 @@ pub async fn read_digester(
     context: &ControllerContext,
     migration: &RealtimeMigration,
 ) -> Result<SecretDigester, String> {
-    let wanted = &migration.spec.source.key_secret_ref;
+    read_digest_key(context, migration, &migration.spec.source.key_secret_ref).await
+}
+
+/// Reads the key of snapshots for an object that references it.
+///
+/// # Errors
+/// The Secret is missing, lacks the key, or holds one that is too short: the reason with its remedy.
+pub async fn read_digest_key<K: ResourceExt>(
+    context: &ControllerContext,
+    user: &K,
+    wanted: &SecretKeyRef,
+) -> Result<SecretDigester, String> {
     let remedy = "print one with `realtime migrate init`, and apply it on both sides";
-    let key = read_secret_key(context, migration, wanted).await.map_err(|error| format!("{error}: {remedy}"))?;
+    let key = read_secret_key(context, user, wanted).await.map_err(|error| format!("{error}: {remedy}"))?;
     SecretDigester::new(&key).map_err(|error| format!("Secret {}: {error}", wanted.name))
 }
 
@@ -60,14 +71,14 @@ async fn read_text(context: &ControllerContext, migration: &RealtimeMigration) -
     data.remove(&wanted.key).ok_or_else(|| format!("ConfigMap {} has no key {}: {remedy}", wanted.name, wanted.key))
 }
 
-async fn read_secret_key(
+async fn read_secret_key<K: ResourceExt>(
     context: &ControllerContext,
-    migration: &RealtimeMigration,
+    user: &K,
     wanted: &SecretKeyRef,
 ) -> Result<String, String> {
     let SecretKeyRef { name, key } = wanted;
-    let namespace = migration.namespace().unwrap_or_default();
-    let found = context.secrets.read(&namespace, name, &SecretUser::of(migration)).await;
+    let namespace = user.namespace().unwrap_or_default();
+    let found = context.secrets.read(&namespace, name, &SecretUser::of(user)).await;
     let secret = found.map_err(|error| error.to_string())?.ok_or_else(|| format!("Secret {name} does not exist"))?;
     decode_secret(&secret).remove(key).ok_or_else(|| format!("Secret {name} has no key {key}"))
 }

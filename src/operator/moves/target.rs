@@ -1,4 +1,4 @@
-//! Takes the snapshot of a move's target from the live objects, in the form in which `realtime snapshot` prints it, so that a
+//! Takes the snapshot of a cluster, such as a move's target, from the live objects, in the form in which `realtime snapshot` prints it, so that a
 //! review has one hash wherever it is made.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use tokio::time::Instant;
 
-use crate::api::{RealtimeCluster, RealtimeMigration};
+use crate::api::RealtimeCluster;
 use crate::desired::decode_secret;
 use crate::kubernetes::apply::is_owned_by;
 use crate::migration::{AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, read_server};
@@ -31,18 +31,30 @@ struct DigestedApps {
     apps: BTreeMap<AppId, AppDigest>,
 }
 
-/// Takes snapshots, and keeps the apps of each move's target for a while.
-#[derive(Default)]
+/// Takes snapshots, and keeps the apps of each cluster for a while.
 pub struct TargetReader {
     apps: Mutex<HashMap<String, DigestedApps>>,
+    apps_ttl: Duration,
+}
+
+impl Default for TargetReader {
+    fn default() -> Self {
+        Self::with_apps_ttl(APPS_TTL)
+    }
 }
 
 impl TargetReader {
-    /// Takes the snapshot of a target. A Secret that cannot be read is unknown in it, as are the apps then.
-    pub async fn take_snapshot(
+    /// A reader that digests apps again after this time.
+    pub fn with_apps_ttl(apps_ttl: Duration) -> Self {
+        Self { apps: Mutex::default(), apps_ttl }
+    }
+
+    /// Takes the snapshot of a cluster for an object of its namespace: a move, or the cluster itself. A Secret that cannot be read
+    /// is unknown in it, as are the apps then.
+    pub async fn take_snapshot<K: ResourceExt>(
         &self,
         context: &ControllerContext,
-        migration: &RealtimeMigration,
+        user: &K,
         cluster: &RealtimeCluster,
         digester: &SecretDigester,
     ) -> ClusterSnapshot {
@@ -50,15 +62,15 @@ impl TargetReader {
         let mut owned = context.live.deployments_of(cluster);
         owned.retain(|deployment| is_owned_by(deployment, &cluster_uid));
         let (secrets, _) = list_environment_sources(&owned);
-        let mut texts = read_texts(context, migration, secrets).await;
+        let mut texts = read_texts(context, user, secrets).await;
         let read = |deployment: &Deployment| read_server(deployment, None, &texts, Some(digester));
         let servers = read_owned_servers(owned.iter(), read);
-        let uid = migration.uid().unwrap_or_default();
+        let uid = user.uid().unwrap_or_default();
         let apps = if let Some(apps) = self.known_apps(&uid, digester) {
             Some(apps)
         } else {
             let name = cluster.name_any();
-            texts.secrets.extend(read_texts(context, migration, list_registry_secrets(&name)).await.secrets);
+            texts.secrets.extend(read_texts(context, user, list_registry_secrets(&name)).await.secrets);
             let apps = digest_registry(&name, servers.values(), &texts, digester);
             let apps = apps.inspect_err(|error| tracing::debug!(error, "apps of the target not read")).ok();
             if let Some(apps) = apps.clone() {
@@ -69,7 +81,7 @@ impl TargetReader {
         ClusterSnapshot { apps, key_id: Some(digester.key_id()), ..ClusterSnapshot::of_cluster(cluster, servers) }
     }
 
-    /// Forgets the target of a move that is gone.
+    /// Forgets an object that is gone.
     pub fn forget(&self, uid: &str) {
         lock_unpoisoned(&self.apps).remove(uid);
     }
@@ -77,7 +89,7 @@ impl TargetReader {
     fn known_apps(&self, uid: &str, digester: &SecretDigester) -> Option<BTreeMap<AppId, AppDigest>> {
         let all = lock_unpoisoned(&self.apps);
         let known = all.get(uid).filter(|known| known.key_id == digester.key_id())?;
-        (known.at.elapsed() < APPS_TTL).then(|| known.apps.clone())
+        (known.at.elapsed() < self.apps_ttl).then(|| known.apps.clone())
     }
 
     fn keep_apps(&self, uid: String, digester: &SecretDigester, apps: BTreeMap<AppId, AppDigest>) {
@@ -86,12 +98,12 @@ impl TargetReader {
     }
 }
 
-async fn read_texts(
+async fn read_texts<K: ResourceExt>(
     context: &ControllerContext,
-    migration: &RealtimeMigration,
+    user: &K,
     names: impl IntoIterator<Item = String>,
 ) -> EnvironmentTexts {
-    let (namespace, user) = (migration.namespace().unwrap_or_default(), SecretUser::of(migration));
+    let (namespace, user) = (user.namespace().unwrap_or_default(), SecretUser::of(user));
     let mut texts = EnvironmentTexts::default();
     for name in names {
         match context.secrets.read(&namespace, &name, &user).await {

@@ -20,6 +20,8 @@ struct ApiState {
     /// Writes in their order: the plural, or `status`, with what was written.
     writes: Vec<(String, Value)>,
     version: u64,
+    /// Number of reads.
+    reads: usize,
     /// Plurals that are not served.
     unserved: Vec<&'static str>,
     /// Writes of records that fail from now on.
@@ -48,6 +50,10 @@ impl TestApi {
 
     pub fn writes(&self) -> Vec<(String, Value)> {
         self.lock().writes.clone()
+    }
+
+    pub fn reads(&self) -> usize {
+        self.lock().reads
     }
 
     pub fn remove_kind(&self, plural: &'static str) {
@@ -95,10 +101,13 @@ async fn serve(State(api): State<TestApi>, request: Request) -> Response {
     }
     match method {
         Method::POST => Json(sent).into_response(),
-        Method::GET => match state.objects.get(&key) {
-            Some(found) => Json(found.clone()).into_response(),
-            None => refuse(StatusCode::NOT_FOUND, "NotFound"),
-        },
+        Method::GET => {
+            state.reads += 1;
+            match state.objects.get(&key) {
+                Some(found) => Json(found.clone()).into_response(),
+                None => refuse(StatusCode::NOT_FOUND, "NotFound"),
+            }
+        }
         Method::DELETE => {
             state.writes.push((plural.to_owned(), Value::Null));
             match state.objects.remove(&key) {

@@ -13,7 +13,8 @@ use super::observation::{
     ClusterObservations, TrackView, VerdictSource, WrittenRecord, find_rival, is_written_here, observe_track, server_of,
 };
 use super::record::{delete_record, read_record, write_record};
-use super::sessions::EdgeControl;
+use super::sessions::{EdgeControl, count_opened_sessions};
+use super::share_meter::ShareMeter;
 use super::target::TargetReader;
 use super::zone_reader::ZoneQuery;
 use super::zone_sampler::ZoneSampler;
@@ -59,12 +60,15 @@ pub struct MoveDriver {
     pub clock: Box<dyn Fn() -> u64 + Send + Sync>,
     pub sampler: ZoneSampler,
     pub targets: TargetReader,
+    pub shares: ShareMeter,
 }
 
 /// One track after its decision.
 struct DecidedTrack<'a> {
     track: &'a MigrationTrack,
     written: WrittenRecord,
+    /// New connections of the target and of both clusters; `None` while they are not known.
+    observed: Option<(u64, u64)>,
     status: TrackStatus,
     actions: Vec<TrackAction>,
 }
@@ -142,12 +146,15 @@ impl MoveDriver {
         let view = TrackView { migration, track, plan: &plan, progress: &progress, zone, written: &written, obstacle };
         let observations = observe_track(&view, clusters, &*self.verdicts, now_ms);
         let (next, actions) = advance_track(&plan, &progress, &observations, now_ms);
-        let mut status = describe_track((&plan, track.transport), &next, &observations, None);
+        let source = clusters.source.as_ref().ok().and_then(|(snapshot, _)| snapshot.sessions.as_ref());
+        let counts = (source, count_opened_sessions(&clusters.edges, now_ms));
+        let observed = self.shares.measure(&key, server_of(track), counts, now_ms);
+        let mut status = describe_track((&plan, track.transport), &next, &observations, observed);
         let step = describe_external_step(track, &next, &observations, &plan);
         if let Some(step) = step.or_else(|| describe_unapplied_step(&next, &written)) {
             status.next_step = step;
         }
-        DecidedTrack { track, written, status, actions }
+        DecidedTrack { track, written, observed, status, actions }
     }
 
     /// Reads the record as its writer has it.
@@ -180,7 +187,7 @@ impl MoveDriver {
         decided: &[DecidedTrack<'_>],
         target: Option<&RealtimeCluster>,
     ) -> Result<bool, ReconcileError> {
-        for DecidedTrack { track, written, status, actions } in decided {
+        for DecidedTrack { track, written, status, actions, .. } in decided {
             for action in actions {
                 if let (TrackAction::ShedSessions(share), Some(cluster)) = (action, target) {
                     self.context.ensure_leader()?;
@@ -253,6 +260,13 @@ impl MoveDriver {
             series.migration_weights.set(&namespace, cluster, f64::from(weight));
             let share = share_of(weight, plan.source_weight_at(progress.step));
             series.migration_shares.set(&namespace, cluster, share);
+            match track.observed {
+                Some((target, all)) => {
+                    let share = count_as_f64(target) / count_as_f64(all);
+                    series.migration_observed_shares.set(&namespace, cluster, share);
+                }
+                None => series.migration_observed_shares.remove(&namespace, cluster),
+            }
         }
         if let Some(source) = &status.source {
             let age = Duration::from_millis(now_ms.saturating_sub(source.sequence));
@@ -264,14 +278,26 @@ impl MoveDriver {
     pub fn forget(&self, migration: &RealtimeMigration) {
         let (series, namespace) = (&self.context.metrics.series, migration.namespace().unwrap_or_default());
         let cluster = &migration.spec.cluster_ref.name;
-        for gauge in [&series.migration_weights, &series.migration_shares, &series.migration_snapshot_age_seconds] {
+        for gauge in [
+            &series.migration_weights,
+            &series.migration_shares,
+            &series.migration_observed_shares,
+            &series.migration_snapshot_age_seconds,
+        ] {
             gauge.remove(&namespace, cluster);
         }
         self.targets.forget(&migration.uid().unwrap_or_default());
         for track in &migration.spec.tracks {
-            self.sampler.forget(&sampling_key(migration, track));
+            let key = sampling_key(migration, track);
+            self.sampler.forget(&key);
+            self.shares.forget(&key);
         }
     }
+}
+
+/// A number of connections, which is exact far beyond the number of clients.
+fn count_as_f64(count: u64) -> f64 {
+    u32::try_from(count).map_or(f64::from(u32::MAX), f64::from)
 }
 
 fn sampling_key(migration: &RealtimeMigration, track: &MigrationTrack) -> String {
@@ -340,7 +366,7 @@ fn keep_decision<'a>(
     });
     "nothing is decided until the record can be read: mend what the message names".clone_into(&mut status.next_step);
     status.message = message;
-    DecidedTrack { track, written: WrittenRecord::External, status, actions: vec![] }
+    DecidedTrack { track, written: WrittenRecord::External, observed: None, status, actions: vec![] }
 }
 
 /// The next step of a person or tool that writes the record.
@@ -351,7 +377,7 @@ fn describe_external_step(
     plan: &TrackPlan,
 ) -> Option<String> {
     let is_due = !is_written_here(track) && next.desired != observations.written && has_record(next.phase);
-    if !is_due || next.phase == MigrationPhase::Completed {
+    if !is_due || next.phase == MigrationPhase::Completed || next.reason == MigrationReason::Suspended {
         return None;
     }
     let MigrationTrack { host, target_host, .. } = track;

@@ -1,17 +1,14 @@
 //! Moves over a real DNS server, with a double of the API server and of external-dns's copy of records to the zone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use futures::future::BoxFuture;
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::{reflector, watcher};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::super::test_api::TestApi;
+use super::super::test_context::{TARGET, TestEdges, build_context};
 use super::super::test_zone::{TestRecord, TestZone};
 use super::super::zone_reader::ZoneReader;
 use super::*;
@@ -19,54 +16,20 @@ use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::api::fixture::applied_cluster;
 use crate::config::{ServerKind, name};
-use crate::desired::{KnownInjectors, PlatformPolicy, ServerImage};
 use crate::gate::{GatePhase, Hop, TransportVerdict, Verdict};
-use crate::kinesis::KinesisConnections;
-use crate::kubernetes::scope::{WatchRange, WatchScope};
-use crate::migration::{ClusterSnapshot, SecretDigester, ServerSnapshot, SnapshotOrigin, VariableValue};
-use crate::operator::live_objects::LiveObjects;
+use crate::migration::{
+    ClusterSnapshot, SecretDigester, ServerSnapshot, SessionSnapshot, SnapshotOrigin, VariableValue,
+};
 use crate::operator::metrics::OperatorMetrics;
-use crate::operator::registry_histories::RegistryHistories;
-use crate::operator::rendered_clusters::RenderedClusters;
-use crate::operator::secret_reader::SecretReader;
-use crate::operator::unreadable_objects::UnreadableObjects;
-use crate::prober::{EdgeSessions, JourneyBudget, ProcessSessions, WebhookReceiver};
-use crate::process::heartbeat::Heartbeats;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::Transport;
-use crate::protocol::admin::SessionFlow;
 
 const HOST: &str = "sockjs-eu.example.com";
-const TARGET: &str = "sockjs.eks.example.com";
 const OLD: &str = "sockjs.old.example.com";
 const KEY: &str = "0123456789abcdef";
 const MOVE: &str = "realtimemigrations/sockjs-to-eks";
 const ENDPOINT: &str = "dnsendpoints/sockjs-to-eks-sockjs";
 const START_MS: u64 = 1_790_000_000_000;
-
-/// A double of the target's edges: sessions of clients, of which each share that is asked for leaves at once.
-struct TestEdges {
-    open: AtomicU64,
-    now_ms: Arc<AtomicU64>,
-    asked: Mutex<Vec<(ServerKind, u8)>>,
-}
-
-impl EdgeControl for TestEdges {
-    fn sessions(&self, _: &RealtimeCluster) -> Vec<Arc<EdgeSessions>> {
-        let servers =
-            [(ServerKind::Sockjs, SessionFlow { open: self.open.load(Ordering::Relaxed), opened: 100 })].into();
-        let process = ProcessSessions { pod: "eu-sockjs-1".to_owned(), started_ms: 1, servers };
-        let processes = [("one".to_owned(), process)].into();
-        vec![Arc::new(EdgeSessions { at_ms: self.now_ms.load(Ordering::Relaxed), processes, unread: 0 })]
-    }
-
-    fn shed<'a>(&'a self, _: &RealtimeCluster, server: ServerKind, share: u8) -> BoxFuture<'a, ()> {
-        lock_unpoisoned(&self.asked).push((server, share));
-        let open = self.open.load(Ordering::Relaxed);
-        self.open.store(open - (open * u64::from(share)).div_ceil(100), Ordering::Relaxed);
-        Box::pin(async {})
-    }
-}
 
 /// Two clusters, a zone, and the operator of the target.
 struct Bed {
@@ -106,69 +69,25 @@ fn verdict(state: TransportState) -> Verdict {
 }
 
 /// The snapshot of the source, sealed under the key of both.
-fn source_snapshot(now_ms: u64) -> String {
+/// The snapshot of the source at a time, with the sessions that its edge opened until then.
+fn source_snapshot(now_ms: u64, opened: Option<u64>) -> String {
     let text = |name: &str, value: &str| (name.to_owned(), VariableValue::Text(value.to_owned()));
     let variables = [text(name::SESSION_HOST, OLD), text(name::BUS_GROUP, "fleet"), text(name::WEBHOOKS, "kinesis")];
     let server = ServerSnapshot { variables: variables.into(), ..ServerSnapshot::default() };
     let servers = [(ServerKind::Sockjs, server)].into();
+    let sessions = opened.map(|opened| SessionSnapshot {
+        at_ms: now_ms,
+        processes: [("old".to_owned(), [(ServerKind::Sockjs, opened)].into())].into(),
+    });
     let snapshot = ClusterSnapshot::new(SnapshotOrigin::Operator, "legacy/eu".to_owned(), servers);
+    let snapshot = ClusterSnapshot { sessions, ..snapshot };
     let digester = SecretDigester::new(KEY).expect("a key");
     serde_json::to_string(&snapshot.seal(&digester, "source-uid", now_ms)).expect("JSON")
 }
 
-fn deployment(server: &str) -> Value {
-    let variable = |name: &str, value: &str| json!({ "name": name, "value": value });
-    let env =
-        [variable(name::SESSION_HOST, TARGET), variable(name::BUS_GROUP, "fleet"), variable(name::WEBHOOKS, "kinesis")];
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {
-            "name": format!("eu-{server}"), "namespace": "channels",
-            "labels": { "app.kubernetes.io/instance": "eu", "app.kubernetes.io/component": server },
-            "ownerReferences": [{ "apiVersion": "realtime-operator.dev/v1alpha1", "kind": "RealtimeCluster", "name": "eu", "uid": "1a2b3c4d-0000" }],
-        },
-        "spec": { "selector": {}, "template": { "spec": { "containers": [{ "name": "server", "image": "a/b:1", "env": env }] } } },
-    })
-}
-
-async fn build_context(api: &TestApi, metrics: Arc<OperatorMetrics>) -> SharedContext {
-    let (heartbeats, stop) = (Heartbeats::default(), CancellationToken::new());
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let receiving = heartbeats.register("receiver", None, &stop);
-    let reporter = Reporter { controller: "test".to_owned(), instance: None };
-    crate::process::install_tls();
-    let context = ControllerContext {
-        client: api.client(),
-        recorder: Recorder::new(api.client(), reporter.clone()),
-        reporter,
-        may_write: Box::new(|| true),
-        receiver: WebhookReceiver::start(listener, receiving, stop.clone()).expect("a receiver"),
-        journeys: JourneyBudget::default(),
-        inherited_evidence_max: Duration::from_mins(15),
-        receiver_address: String::new(),
-        own_address: [127, 0, 0, 1].into(),
-        kubernetes_uid: String::new(),
-        live: LiveObjects::default(),
-        secrets: SecretReader::new(api.client()),
-        rendered: RenderedClusters::default(),
-        kinesis: KinesisConnections::new(metrics.kinesis_calls.clone()),
-        registries: RegistryHistories::default(),
-        own_image: ServerImage::of_operator(None),
-        policy: PlatformPolicy::default(),
-        known_injectors: KnownInjectors::shipped().expect("injectors"),
-        scope: WatchScope::All,
-        unreadable: UnreadableObjects::new().0,
-        metrics,
-        heartbeats,
-        stop,
-        failures: Mutex::new(HashMap::new()),
-    };
-    let deployments = context.live.children("Deployment").expect("an index");
-    for server in ["sockjs", "dispatcher"] {
-        let object = serde_json::from_value(deployment(server)).expect("a Deployment");
-        deployments.apply_event(&WatchRange::All, watcher::Event::Apply(object));
-    }
-    Arc::new(context)
+fn publish_snapshot(api: &TestApi, now_ms: u64, opened: Option<u64>) {
+    let data = json!({ "snapshot.yaml": source_snapshot(now_ms, opened) });
+    api.put("configmaps/source-snapshot", json!({ "metadata": { "name": "source-snapshot" }, "data": data }));
 }
 
 impl Bed {
@@ -188,8 +107,7 @@ impl Bed {
             "secrets/realtime-migration",
             json!({ "metadata": { "name": "realtime-migration" }, "data": { "key": "MDEyMzQ1Njc4OWFiY2RlZg==" } }),
         );
-        let snapshot = json!({ "metadata": { "name": "source-snapshot" }, "data": { "snapshot.yaml": source_snapshot(START_MS) } });
-        api.put("configmaps/source-snapshot", snapshot);
+        publish_snapshot(&api, START_MS, None);
         let zone = TestZone::start().await;
         zone.set(HOST, [TestRecord::cname(OLD, 20)]);
         zone.set(TARGET, [TestRecord::address(1)]);
@@ -202,7 +120,7 @@ impl Bed {
         let verdict = Arc::new(Mutex::new(verdict(TransportState::Passing)));
         let now_ms = Arc::new(AtomicU64::new(START_MS));
         let (known, time) = (verdict.clone(), now_ms.clone());
-        let edges = Arc::new(TestEdges { open: AtomicU64::new(40), now_ms: now_ms.clone(), asked: Mutex::default() });
+        let edges = Arc::new(TestEdges::new(now_ms.clone()));
         let sampler =
             ZoneSampler::new(ZoneReader::new(vec![zone.address], metrics).expect("a reader"), context.stop.clone());
         let driver = MoveDriver {
@@ -213,6 +131,7 @@ impl Bed {
             clock: Box::new(move || time.load(Ordering::Relaxed)),
             sampler,
             targets: TargetReader::default(),
+            shares: ShareMeter::default(),
         };
         Self { api, zone, driver, now_ms, verdict, edges, _clusters: writer }
     }
@@ -321,11 +240,11 @@ async fn a_move_is_proven_reviewed_braked_and_baked_and_a_failure_takes_its_reco
     bed.turn_until("the way back", |track| track.progress.phase == MigrationPhase::RolledBack).await;
     assert_eq!(bed.written_weights().last(), Some(&None));
     assert_eq!((bed.api.get(ENDPOINT), ready(&bed).map(|found| found.0)), (None, Some("False".to_owned())));
-    assert!(lock_unpoisoned(&bed.edges.asked).is_empty(), "not before the lookups are back");
+    assert!(bed.edges.asked().is_empty(), "not before the lookups are back");
     bed.turn_until("a drain", |track| track.reason == MigrationReason::DrainingSessions).await;
     bed.turn_until("its end", |track| track.reason == MigrationReason::RecordDeleted).await;
     assert_eq!(bed.track().sessions_left, Some(0));
-    let asked = lock_unpoisoned(&bed.edges.asked).clone();
+    let asked = bed.edges.asked();
     assert!(asked.iter().all(|(server, _)| *server == ServerKind::Sockjs) && asked[0].1 == 20, "{asked:?}");
     // Each write carries out a decision that was stored before.
     let mut stored = Value::Null;
@@ -453,4 +372,22 @@ async fn an_obstacle_is_a_state_with_its_remedy_and_no_failed_turn() {
     bed.edit(|object| object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z"));
     assert_eq!(bed.try_turn().await.expect("a turn"), None);
     assert!(bed.migration().finalizers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_share_of_new_connections_is_known_from_two_snapshots_of_the_source_on() {
+    let bed = Bed::new(short_steps(), json!({})).await;
+    let publish = |opened| publish_snapshot(&bed.api, bed.now_ms.load(Ordering::Relaxed), Some(opened));
+    bed.turn().await;
+    bed.turn().await;
+    assert_eq!(bed.track().observed, "not known", "a snapshot without counts");
+    publish(300);
+    for _ in 0..6 {
+        bed.edges.open_sessions(1);
+        bed.turn().await;
+    }
+    assert_eq!(bed.track().observed, "not known", "one snapshot with counts");
+    publish(318);
+    bed.turn().await;
+    assert_eq!(bed.track().observed, "25.0 %");
 }
