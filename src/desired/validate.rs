@@ -32,7 +32,7 @@ use crate::api::{API_GROUP, EnabledState, RealtimeApp, RealtimeCluster, Realtime
 use crate::config::{RESTARTED_AT_ANNOTATION, Release, ServerKind, Variable, name};
 use crate::protocol::egress_policy::EgressPolicy;
 use crate::protocol::registry::{App, AppRegistry};
-use crate::protocol::{StreamName, derive_probe_id};
+use crate::protocol::{StreamName, derive_journey_app};
 
 /// Longest name of a Kinesis stream (API reference, `CreateStream`).
 const STREAM_NAME_LEN_MAX: usize = 128;
@@ -102,7 +102,7 @@ pub fn validate(inputs: &ClusterInputs<'_>) -> Result<ValidCluster, Vec<Manifest
     let (Ok(stream), Ok(image), []) = (stream, image, problems.as_slice()) else { return Err(problems) };
     let uid = inputs.stream.map_or_else(|| credentials.uid.clone(), |adopted| adopted.cluster_id.clone());
     let pair = credentials.probe.clone();
-    let probe = ProbeApp { id: derive_probe_id(&uid), key: pair.key, secret: pair.secret };
+    let probe = ProbeApp { id: derive_journey_app(&uid), key: pair.key, secret: pair.secret };
     let (apps, refused) = validate_apps(inputs, &probe, image.release);
     Ok(ValidCluster {
         name: cluster_name(cluster),

@@ -21,7 +21,7 @@ pub struct SessionSnapshot {
 /// New sessions within a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewSessions {
-    /// Number of sessions.
+    /// Number of sessions that were opened.
     pub count: u64,
     /// The time, in ms; above 0.
     pub within_ms: u64,

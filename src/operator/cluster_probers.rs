@@ -254,7 +254,7 @@ impl ClusterProbers {
 
     /// Sessions of clients at the edges of a cluster, those of pods of a former template too; empty without a prober.
     pub fn sessions(&self, cluster: &RealtimeCluster) -> Vec<Arc<EdgeSessions>> {
-        self.read_tasks(cluster, |task| Arc::clone(&task.prober.sessions.borrow()))
+        self.read_tasks(cluster, |task| task.prober.shedder.sessions())
     }
 
     /// The means to have clients of a cluster's edges reconnect; empty without a prober.

@@ -13,7 +13,7 @@ use crate::migration::{
     digest_apps, template_of,
 };
 use crate::protocol::registry::{AppRegistry, BUCKET_COUNT, file_name};
-use crate::protocol::{AppId, derive_probe_id};
+use crate::protocol::{AppId, derive_journey_app};
 
 /// The servers of a cluster: the Deployments that it owns by their label, each read by `read`. One without a container is
 /// left out: it serves nobody.
@@ -67,5 +67,5 @@ pub fn digest_registry<'a>(
         files.push((file, text.clone()));
     }
     let registry = AppRegistry::parse(files).map_err(|error| error.to_string())?;
-    Ok(digest_apps(registry.apps(), &derive_probe_id(uid), digester, |_| true))
+    Ok(digest_apps(registry.apps(), &derive_journey_app(uid), digester, |_| true))
 }

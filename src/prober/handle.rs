@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
 use super::ProbePlan;
-use super::observe::{EdgeSessions, EndpointReports};
+use super::observe::EndpointReports;
 use super::progress::HopTick;
 use super::requested_round::RequestedProof;
 use super::session_shedder::SessionShedder;
@@ -35,9 +35,7 @@ pub struct Prober {
     pub pods: watch::Receiver<BTreeMap<String, PodStanding>>,
     /// The endpoints that each dispatcher reported, at most a minute ago.
     pub endpoints: watch::Receiver<Arc<EndpointReports>>,
-    /// Sessions of clients at the edges, as of the latest look at them.
-    pub sessions: watch::Receiver<Arc<EdgeSessions>>,
-    /// Has clients of the edges reconnect.
+    /// Counts the sessions of clients at the edges, and has clients reconnect.
     pub shedder: SessionShedder,
     /// Time in force between two rounds of journeys.
     pub round_interval: watch::Receiver<Duration>,

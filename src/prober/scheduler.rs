@@ -21,8 +21,7 @@ use super::progress::{HopTick, PROGRESS_QUEUE_LEN};
 use super::receiver::WebhookReceiver;
 use super::requested_round::{RequestedProof, RequestedRound};
 use super::service_routes::RouteTracker;
-use super::session_shedder::SessionShedder;
-use super::{JourneyProof, ProbePlan};
+use super::{JourneyProof, ProbePlan, SessionShedder};
 use crate::gate::{Evidence, GatePhase, GatePolicy, Journey, JourneyOutcome, RestoredProof, RoundState, Verdict};
 use crate::kinesis::{KinesisError, KinesisErrorClass, Shard};
 use crate::process::clock;
@@ -88,7 +87,7 @@ pub fn start(
         read_back: Arc::default(),
         http,
     };
-    let (endpoints, sessions) = (context.observer.endpoints(), context.observer.sessions());
+    let endpoints = context.observer.endpoints();
     let shedder = SessionShedder { observer: context.observer.clone(), plans: plans.clone() };
     let (verdicts, latest) = watch::channel(verdict);
     let (standings, pods) = watch::channel(BTreeMap::new());
@@ -142,7 +141,6 @@ pub fn start(
         verdicts: latest,
         pods,
         endpoints,
-        sessions,
         shedder,
         round_interval,
         effective_interval,

@@ -25,10 +25,16 @@ pub struct SessionShedder {
 }
 
 impl SessionShedder {
+    /// Sessions of clients at the edges, as of the latest look at them.
+    #[must_use]
+    pub fn sessions(&self) -> Arc<EdgeSessions> {
+        self.observer.sessions().borrow().clone()
+    }
+
     /// Asks each edge that has clients of a server's transports to have a share of them reconnect, in percent, at the pace of
     /// its drain. Returns the number of edges that begin; the others refused, or did not answer in time.
     pub async fn shed(&self, server: ServerKind, share: u8) -> usize {
-        let (plan, sessions) = (self.plans.borrow().clone(), self.observer.sessions().borrow().clone());
+        let (plan, sessions) = (self.plans.borrow().clone(), self.sessions());
         let edges = plan.edges.iter().filter(|edge| has_sessions(&sessions, &edge.pod, server));
         let asked: Vec<_> = edges.map(|edge| (edge.admin, self.observer.clone(), plan.admin_token.clone())).collect();
         let (mut begun, total) = (0, asked.len());

@@ -78,6 +78,7 @@ before(async () => {
   await apply(pod("pretender", { labels: LABELS }));
   await apply(secret("foreign"));
   await apply(secret("own", { labels: LABELS }));
+  await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "foreign", namespace: NAMESPACE } });
   await apply(role("foreign", "secrets"));
   await kubectl(["label", "role", "foreign", "-n", NAMESPACE, "app.kubernetes.io/managed-by-"]);
   token = (await kubectl(["create", "token", OPERATOR, "-n", OPERATOR])).trim();
@@ -103,6 +104,8 @@ test("with the fences on, a script that holds the operator's token writes object
     ["take a foreign Secret", await patch("secret", "foreign", { metadata: { labels: LABELS } }), /no Secret that is another's/],
     ["delete a foreign Secret", await remove("secret", "foreign"), /no Secret that is another's/],
     ["have a token made for another account", await create(secret("new", { labels: LABELS, annotations: { "kubernetes.io/service-account.name": "default" } }, { type: "kubernetes.io/service-account-token" })), /type Opaque only/],
+    ["write a ConfigMap that no cluster owns", await create(child("v1", "ConfigMap", "new", {}, { ownerReferences: [] })), /ConfigMaps that a cluster owns/],
+    ["take a foreign ConfigMap", await patch("configmap", "foreign", { metadata: { labels: LABELS, ownerReferences: [owner] } }), /no ConfigMap that is another's/],
     ["create a Deployment that no cluster owns", await create(deployment({}, { ownerReferences: [] })), /that a cluster owns/],
     ["run pods with another account", await create(deployment({ serviceAccountName: "default" })), /accounts of their cluster only/],
     ["run pods in the network of the node", await create(deployment({ hostNetwork: true })), /network nor files of their node/],
@@ -123,6 +126,7 @@ test("with the fences on, a script that holds the operator's token writes object
     ["delete its own pod", await remove("pod", "own")],
     ["write a Secret with the label", await create(secret("new", { labels: LABELS }))],
     ["change a Secret with the label", await patch("secret", "own", { stringData: { a: "b" } })],
+    ["publish the snapshot of a cluster", await create(child("v1", "ConfigMap", "eu-snapshot", {}))],
     ["create a Deployment of a cluster", await create(deployment({}))],
     ["grant Leases", await create(role("eu-dispatcher", "leases"))],
     ["write the Lease of its own namespace", await create(lease(OPERATOR))],

@@ -321,21 +321,11 @@ fn effective_and_flow() {
         error: Some("DeadLetterUnavailable: no answer in time".into()),
     };
     let with_letters = DispatcherFlow { dead_letter: Some(letters), ..dispatcher.clone() };
-    let (process, started_ms) = ("01JPROCESS".to_owned(), 1_700_000_000_000);
-    let flow = |recorder, dispatcher| FlowReport {
-        process: process.clone(),
-        started_ms,
-        recorder,
-        dispatcher,
-        ..FlowReport::default()
-    };
     let sessions = BTreeMap::from([(ServerKind::Sockjs, SessionFlow { open: 5, opened: 9 })]);
-    let flows = [
-        FlowReport { sessions, ..flow(Some(recorder), None) },
-        flow(None, Some(dispatcher)),
-        flow(None, Some(with_letters)),
-    ];
-    golden_json("flow.jsonl", &flows);
+    let empty = FlowReport { process: "01JPROCESS".into(), started_ms: 1_700_000_000_000, ..FlowReport::default() };
+    let edge = FlowReport { sessions, recorder: Some(recorder), ..empty.clone() };
+    let of_dispatcher = |flow| FlowReport { dispatcher: Some(flow), ..empty.clone() };
+    golden_json("flow.jsonl", &[edge, of_dispatcher(dispatcher), of_dispatcher(with_letters)]);
 }
 
 #[test]

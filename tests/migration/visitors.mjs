@@ -119,11 +119,12 @@ export function startVisitors(zone, count, { prefix, ...settings }) {
 
 /**
  * Starts pairs of clients, one at each of two hosts, that are in one channel together: the second comes while the first is there,
- * and leaves after it. `channels` are those of pairs that both joined, `refusals` the errors of the others.
+ * and leaves after it. `channels` are those of pairs that both joined, `refusals` the errors of the others. `pause` waits until the
+ * pair that is there has left, and no other comes until `resume`.
  */
 export function startPairs(hosts, settings) {
   const [channels, refusals] = [[], []];
-  let isOver = false;
+  let [isOver, isPaused, meeting] = [false, false, Promise.resolve()];
   const meet = async (count) => {
     const channel = `pair-${count}`;
     const pair = [];
@@ -143,8 +144,11 @@ export function startPairs(hosts, settings) {
     }
   };
   const meetRepeatedly = async () => {
-    for (let count = 0; !isOver; count += 1) await meet(count);
+    for (let count = 0; !isOver; count += 1) {
+      while (isPaused && !isOver) await delay(PAIR_INTERVAL_MS / 10);
+      if (!isOver) await (meeting = meet(count));
+    }
   };
   const loop = meetRepeatedly();
-  return { channels, refusals, stop: () => ((isOver = true), loop) };
+  return { channels, refusals, pause: () => ((isPaused = true), meeting), resume: () => (isPaused = false), stop: () => ((isOver = true), loop) };
 }

@@ -22,7 +22,7 @@ use crate::migration::{
 use crate::operator::{digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers};
 use crate::process::clock::now_ms;
 
-/// Servers with sessions.
+/// The servers that have sessions of clients.
 const EDGES: [ServerKind; 3] = [ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Edge];
 
 /// Reads one namespace of an API server.

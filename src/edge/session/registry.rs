@@ -18,7 +18,7 @@ use crate::process::locks::lock_unpoisoned;
 use crate::protocol::admin::SessionFlow;
 use crate::protocol::connection_log::{ConnectionEvent, ConnectionLogEntry};
 use crate::protocol::registry::AppRegistry;
-use crate::protocol::{AppId, SocketId, Transport, derive_probe_id};
+use crate::protocol::{AppId, SocketId, Transport, derive_journey_app};
 
 /// The open sessions of the process.
 pub struct SessionRegistry {
@@ -28,7 +28,7 @@ pub struct SessionRegistry {
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
     /// The app of journeys, whose sessions are no clients'.
-    probe: AppId,
+    journey_app: AppId,
     /// Sessions of clients that were opened, by the server whose transports carry them.
     opened: Mutex<BTreeMap<ServerKind, u64>>,
     /// The log of connects, refusals and closes, for readers that follow it.
@@ -49,9 +49,9 @@ impl SessionRegistry {
     /// A registry without any session, for `sessions_max` at most. Each is pinged after a silence of `activity_timeout`.
     /// Those of the journeys of the cluster with the UID `cluster` are no clients'.
     pub fn new(sessions_max: usize, activity_timeout: Duration, cluster: &str, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
-        let probe = derive_probe_id(cluster);
+        let journey_app = derive_journey_app(cluster);
         let (open, opened, budget, log) = (Mutex::default(), Mutex::default(), ByteBudget::default(), Arc::default());
-        Arc::new(Self { open, sessions_max, activity_timeout, budget, metrics, probe, opened, log })
+        Arc::new(Self { open, sessions_max, activity_timeout, budget, metrics, journey_app, opened, log })
     }
 
     /// Opens a session; `None` at the limit.
@@ -124,7 +124,7 @@ impl SessionRegistry {
 
     /// Whether a session is that of a client of an app: neither of a journey, nor one that was refused.
     fn is_client(&self, session: &Session) -> bool {
-        !session.app.as_str().is_empty() && session.app != self.probe
+        !session.app.as_str().is_empty() && session.app != self.journey_app
     }
 
     /// The sessions of clients that are open now: all, or those of one server's transports.
@@ -143,7 +143,7 @@ impl SessionRegistry {
         let mut flow: BTreeMap<ServerKind, SessionFlow> = servers
             .map(|server| (server, SessionFlow { open: 0, opened: opened.get(&server).copied().unwrap_or_default() }))
             .collect();
-        for session in self.client_sessions(None) {
+        for session in self.lock_open().values().filter(|session| self.is_client(session)) {
             flow.entry(session.transport.server_kind()).or_default().open += 1;
         }
         flow

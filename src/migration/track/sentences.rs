@@ -2,7 +2,9 @@
 
 use super::answers::share_of;
 use super::{TrackObservations, TrackPlan};
-use crate::api::migration::{MigrationPhase, MigrationReason, TrackProgress, TrackStatus, TrackTransport};
+use crate::api::migration::{
+    MigrationPhase, MigrationReason, RollbackSessions, TrackProgress, TrackStatus, TrackTransport,
+};
 
 /// The status of a track. `observed` is the number of new connections at the target, and of all.
 #[must_use]
@@ -127,8 +129,11 @@ fn describe_next_step(plan: &TrackPlan, progress: &TrackProgress) -> String {
         MigrationReason::TargetFailing if progress.phase == MigrationPhase::Frozen => {
             "decide: mend the target and resume, or delete this object to go back"
         }
-        MigrationReason::TargetFailing | MigrationReason::MoveDeleted => {
+        MigrationReason::TargetFailing if plan.after_rollback == RollbackSessions::Drain => {
             "wait until weight 0 is answered and the record is deleted; then open sessions are asked to reconnect"
+        }
+        MigrationReason::TargetFailing | MigrationReason::MoveDeleted => {
+            "wait until weight 0 is answered and the record is deleted; open sessions stay until their clients leave"
         }
         MigrationReason::TargetUnknown => "look at the operator of this cluster: journeys have no result",
         MigrationReason::SharedFailure => "mend what both clusters share; moving cannot help",

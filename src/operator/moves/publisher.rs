@@ -58,7 +58,7 @@ struct Publication {
     failure: String,
 }
 
-/// Publishes snapshots.
+/// Publishes the snapshots of clusters, and remembers the latest of each.
 pub struct SnapshotPublisher {
     context: SharedContext,
     edges: Arc<dyn EdgeControl>,

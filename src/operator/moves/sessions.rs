@@ -36,19 +36,18 @@ impl EdgeControl for ClusterProbers {
     }
 }
 
-/// Open sessions of a server's clients; `None` while an edge was not read, or the look at them is too old.
+/// Open sessions of a server's clients at the edges that answer: one that hangs must not keep the clients of the others.
+/// `None` while no edge counts them, or the look at them is too old.
 pub fn count_open_sessions(looks: &[Arc<EdgeSessions>], server: ServerKind, now_ms: u64) -> Option<u64> {
-    if looks.is_empty() || !looks.iter().all(|look| is_known(look, now_ms)) {
-        return None;
-    }
-    let processes = looks.iter().flat_map(|look| look.processes.values());
-    Some(processes.filter_map(|process| process.servers.get(&server)).map(|flow| flow.open).sum())
+    let looks = looks.iter().filter(|look| is_fresh(look, now_ms));
+    let flows = looks.flat_map(|look| look.processes.values()).filter_map(|process| process.servers.get(&server));
+    flows.map(|flow| flow.open).reduce(u64::saturating_add)
 }
 
-/// Sessions that the edges opened since their start; `None` under the same conditions as [`count_open_sessions`].
+/// Sessions that the edges opened since their start; `None` while one of them was not read, or the look at them is too old.
 pub fn count_opened_sessions(looks: &[Arc<EdgeSessions>], now_ms: u64) -> Option<SessionSnapshot> {
-    let at_ms = looks.iter().filter(|look| is_known(look, now_ms)).map(|look| look.at_ms).min()?;
-    if !looks.iter().all(|look| is_known(look, now_ms)) {
+    let at_ms = looks.iter().map(|look| look.at_ms).min()?;
+    if !looks.iter().all(|look| is_fresh(look, now_ms) && look.unread == 0) {
         return None;
     }
     let mut processes: BTreeMap<String, BTreeMap<ServerKind, u64>> = BTreeMap::new();
@@ -59,8 +58,8 @@ pub fn count_opened_sessions(looks: &[Arc<EdgeSessions>], now_ms: u64) -> Option
     Some(SessionSnapshot { at_ms, processes })
 }
 
-fn is_known(look: &EdgeSessions, now_ms: u64) -> bool {
-    look.unread == 0 && look.at_ms > 0 && now_ms.saturating_sub(look.at_ms) <= SESSIONS_AGE_MAX_MS
+fn is_fresh(look: &EdgeSessions, now_ms: u64) -> bool {
+    look.at_ms > 0 && now_ms.saturating_sub(look.at_ms) <= SESSIONS_AGE_MAX_MS
 }
 
 #[cfg(test)]
@@ -78,24 +77,25 @@ mod tests {
     }
 
     #[test]
-    fn sessions_are_counted_only_while_every_edge_is_known() {
+    fn open_sessions_are_those_of_edges_that_answer_and_opened_ones_need_every_edge() {
         use ServerKind::{Sockjs, Websocket};
         let all = look(100_000, 0, &[(Sockjs, 3), (Websocket, 50), (Sockjs, 4)]);
         let former = look(100_000, 0, &[(Sockjs, 2)]);
-        for (case, looks, now_ms, expected) in [
-            ("no prober", vec![], 100_000, None),
-            ("one plan", vec![all.clone()], 100_000, Some(7)),
-            ("pods of a former template too", vec![all.clone(), former], 100_000, Some(9)),
-            ("none open", vec![look(100_000, 0, &[(Websocket, 50)])], 100_000, Some(0)),
-            ("an edge that did not answer", vec![look(100_000, 1, &[(Sockjs, 3)])], 100_000, None),
-            ("an old look", vec![all.clone()], 145_001, None),
-            ("never looked", vec![look(0, 0, &[])], 100, None),
+        for (case, looks, now_ms, open, is_counted) in [
+            ("no prober", vec![], 100_000, None, false),
+            ("one plan", vec![all.clone()], 100_000, Some(7), true),
+            ("pods of a former template too", vec![all.clone(), former.clone()], 100_000, Some(9), true),
+            ("none open", vec![look(100_000, 0, &[(Sockjs, 0)])], 100_000, Some(0), true),
+            ("an edge that did not answer", vec![look(100_000, 1, &[(Sockjs, 3)]), former], 100_000, Some(5), false),
+            ("edges that count nothing", vec![look(100_000, 2, &[])], 100_000, None, false),
+            ("an old look", vec![all.clone()], 145_001, None, false),
+            ("never looked", vec![look(0, 0, &[])], 100, None, false),
         ] {
-            assert_eq!(count_open_sessions(&looks, Sockjs, now_ms), expected, "{case}");
+            assert_eq!(count_open_sessions(&looks, Sockjs, now_ms), open, "{case}");
             let opened = count_opened_sessions(&looks, now_ms);
-            assert_eq!(opened.is_some(), expected.is_some(), "{case}: {opened:?}");
-            let opened = opened.map(|found| found.processes);
-            assert!(opened.is_none_or(|found| found.values().flat_map(BTreeMap::values).all(|count| *count == 100)));
+            assert_eq!(opened.is_some(), is_counted, "{case}: {opened:?}");
+            let counts = opened.iter().flat_map(|found| found.processes.values()).flat_map(BTreeMap::values);
+            assert!(counts.copied().all(|count| count == 100), "{case}: {opened:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use realtime_operator::protocol::derive_probe_id;
+use realtime_operator::protocol::derive_journey_app;
 use reqwest::StatusCode;
 
 use super::*;
@@ -247,7 +247,7 @@ async fn messages_sent_before_the_close_frame_are_not_lost() {
 
 #[tokio::test]
 async fn a_share_of_one_servers_clients_moves_and_journeys_are_no_clients() {
-    let probe = derive_probe_id("uid-1").to_string();
+    let probe = derive_journey_app("uid-1").to_string();
     let known = vec![app("1", true), app(&probe, true)];
     let edge = start_with("edge", known, &[], MemoryBus::new(), None).await;
     let mut journey = Xhr::new(&edge, &format!("key{probe}"), "abcdefgh", "xhr_streaming");
