@@ -140,11 +140,11 @@ impl JourneySchedule {
         let tell = progress_callback(self.ticks.clone(), transport, route.entrance.name.clone());
         tokio::spawn(async move {
             // The semaphore is never closed.
-            let place = (running.acquire_owned().await, budget.wait_place(pace).await);
+            let admitted = (running.acquire_owned().await, budget.wait_place(pace).await);
             budget.wait_turn().await;
             // A task of its own, so that not even a panic in it keeps the next round from starting.
             let travelled = tokio::spawn(run_journey(context, route, tell).instrument(span.clone())).await;
-            drop(place);
+            drop(admitted);
             // The schedule may have ended: then nobody waits for the journey.
             let _ = results.send(ScheduleEvent::HopsEnded(pair)).await;
             let journey = match travelled {
