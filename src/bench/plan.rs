@@ -153,6 +153,11 @@ pub struct PodsPlan {
     pub occupied: usize,
     /// Presence members of the edge that is killed.
     pub members: usize,
+    /// Sockets of another edge that is killed, which all come back.
+    pub storm_sockets: usize,
+    /// Duration over which they come back.
+    #[serde(skip)]
+    pub storm_window: Duration,
     /// Another build of this program whose edges take their turn, if any.
     #[serde(skip)]
     pub former_program: Option<PathBuf>,
@@ -177,6 +182,8 @@ impl PodsPlan {
             publishing: Duration::from_secs(5),
             occupied: 20_000,
             members: 10_000,
+            storm_sockets: 10_000,
+            storm_window: Duration::from_secs(10),
             former_program: None,
         }
     }
@@ -192,6 +199,8 @@ impl PodsPlan {
             publishing: Duration::from_secs(3),
             occupied: 5_000,
             members: 2_000,
+            storm_sockets: 2_000,
+            storm_window: Duration::from_secs(2),
             ..Self::full_run(pods)
         }
     }
@@ -207,13 +216,15 @@ impl PodsPlan {
         self.calm_channels = self.calm_channels.min(sockets.div_ceil(10));
         self.occupied = self.occupied.min(sockets);
         self.members = self.members.min(sockets);
+        self.storm_sockets = self.storm_sockets.min(sockets);
         self
     }
 
     /// Open files that the load client, or a server, needs at most: its sockets, and 256 of its own.
     #[must_use]
     pub fn open_files_needed(&self) -> u64 {
-        let most = self.sockets.max(self.subscribers).max(self.calm_sockets).max(self.members + self.members / 50);
+        let most = self.sockets.max(self.subscribers).max(self.members + self.members / 50);
+        let most = most.max(self.storm_sockets + self.calm_sockets + 100);
         most as u64 + 256
     }
 }
@@ -326,8 +337,9 @@ mod tests {
     #[test]
     fn a_size_bounds_every_crowd_of_several_edges() {
         let plan = PodsPlan::quick_run(2).with_crowds_max(25);
-        let crowds = [plan.subscribers, plan.sockets, plan.calm_sockets, plan.occupied, plan.members];
-        assert_eq!((crowds, plan.channels, plan.calm_channels, plan.pods), ([25; 5], 3, 3, 2));
+        let crowds =
+            [plan.subscribers, plan.sockets, plan.calm_sockets, plan.occupied, plan.members, plan.storm_sockets];
+        assert_eq!((crowds, plan.channels, plan.calm_channels, plan.pods), ([25; 6], 3, 3, 2));
         assert_eq!(PodsPlan::full_run(3).with_crowds_max(0).channels, 1);
         assert!(PodsPlan::full_run(3).open_files_needed() > 10_200);
     }

@@ -130,7 +130,7 @@ impl BenchReport {
                 format!(
                     "{} edges beside a single one; fan-out to {} subscribers with {} events/s, crowd of {} sockets over \
                      {} channels with {} publishes/s, calm load of {} sockets over {} channels with {} publishes/s; {} \
-                     occupied channels, {} presence members of the killed edge",
+                     occupied channels, {} presence members of the killed edge, {} sockets of another one",
                     plan.pods,
                     plan.subscribers,
                     plan.events_per_second,
@@ -142,6 +142,7 @@ impl BenchReport {
                     plan.calm_per_second,
                     plan.occupied,
                     plan.members,
+                    plan.storm_sockets,
                 ),
                 plan.rounds,
             ),

@@ -42,7 +42,7 @@ pub struct LoadMeasurement {
 
 /// Spreads subscribers over channels. Subscribers of one channel follow each other, so that every edge has some of each
 /// channel.
-fn spread_subscribers(subscribers: usize, channels: usize, edges: usize) -> Vec<ChannelSubscription> {
+pub fn spread_subscribers(subscribers: usize, channels: usize, edges: usize) -> Vec<ChannelSubscription> {
     (0..subscribers).map(|number| ChannelSubscription::in_private_channel((number / edges) % channels)).collect()
 }
 

@@ -5,6 +5,7 @@ use super::super::machine::as_f64;
 use super::super::sequence::DeliveryTally;
 use super::crash_recovery::SweepMeasurement;
 use super::deliver::{LoadMeasurement, SideMeasurement};
+use super::disturbance::DisturbanceMeasurement;
 use super::join_leave::OccupancyMeasurement;
 
 /// Bounds the busy share of the host's CPU for a time to count: above it, processes wait for a core, and times are not
@@ -26,6 +27,8 @@ pub struct PodsRound {
     pub presence: OccupancyMeasurement,
     /// Sweep after an edge was killed.
     pub sweep: SweepMeasurement,
+    /// Other clients beside disturbances.
+    pub disturbance: DisturbanceMeasurement,
 }
 
 impl PodsRound {
@@ -82,13 +85,13 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
         build_figure(id, name, "", Some(FigureTarget::AtMost(0.0)), (RoundAggregation::Sum, values(of)))
     };
     vec![
-        least("fan_ratio", "fan-out: deliveries per CPU second, to a single edge's", "×", 0.7, |r| {
+        least("fan_ratio", "fan-out: deliveries per CPU second, to a single edge's", "×", 0.8, |r| {
             Some(delivery_ratio(r.single.fan_out, r.pods.fan_out))
         }),
         no_target("fan_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.fan_out.cpu_us)),
         no_target("fan_single_us", "  a single edge's", "µs", |r| Some(r.single.fan_out.cpu_us)),
         no_target("fan_redis_us", "  CPU of Redis per publish", "µs", |r| r.pods.fan_out.redis_us),
-        least("crowd_ratio", "crowd: deliveries per CPU second, to a single edge's", "×", 0.7, |r| {
+        least("crowd_ratio", "crowd: deliveries per CPU second, to a single edge's", "×", 0.8, |r| {
             Some(delivery_ratio(r.single.crowd, r.pods.crowd))
         }),
         no_target("crowd_us", "  CPU of the edges per delivery", "µs", |r| Some(r.pods.crowd.cpu_us)),
@@ -152,6 +155,31 @@ pub fn compute_pods_figures(rounds: &[PodsRound]) -> Vec<Figure> {
         ),
         none("removed_missed", "  missed", |r| Some(as_f64(r.sweep.tally.missed))),
         none("removed_repeated", "  repeated", |r| Some(as_f64(r.sweep.tally.repeated))),
+    ]
+}
+
+/// Computes the figures of clients beside disturbances.
+pub fn compute_disturbance_figures(rounds: &[PodsRound]) -> Vec<Figure> {
+    type DisturbanceFigure = fn(&DisturbanceMeasurement) -> f64;
+    let median = |of: DisturbanceFigure| median_of_finite(rounds.iter().map(|round| of(&round.disturbance)));
+    let most = |id, name, unit, most, of: DisturbanceFigure| {
+        build_figure(id, name, unit, Some(FigureTarget::AtMost(most)), median(of))
+    };
+    let missed = rounds.iter().map(|round| as_f64(round.disturbance.missed)).collect();
+    vec![
+        most("churn_p99_ms", "beside joins and leaves of others: latency, 99th percentile", "ms", 20.0, |d| {
+            d.churn_p99_ms
+        }),
+        build_figure("churn_per_second", "  these joins and leaves", "/s", None, median(|d| d.changes_per_second)),
+        most("back_s", "an edge is killed: until all of its clients are back", "s", 15.0, |d| d.back_s),
+        most("storm_p99_ms", "  others meanwhile: latency, 99th percentile", "ms", 50.0, |d| d.storm_p99_ms),
+        build_figure(
+            "others_missed",
+            "  events that others missed",
+            "",
+            Some(FigureTarget::AtMost(0.0)),
+            (RoundAggregation::Sum, missed),
+        ),
     ]
 }
 
@@ -236,7 +264,7 @@ mod tests {
         let longest = SlowestCommand { ms: 5.1, command: "evalsha".to_owned(), half_ms: 1.0 };
         let broken = DeliveryTally { delivered: 9, missed: 0, repeated: 1 };
         let round = PodsRound {
-            single: side(7.0, 1.0, 0.2),
+            single: side(8.0, 1.0, 0.2),
             pods: side(10.0, 6.0, 0.5),
             private: occupied,
             sweep: SweepMeasurement {
@@ -249,7 +277,7 @@ mod tests {
         };
         let figures = compute_pods_figures(std::slice::from_ref(&round));
         for (id, value, outcome) in [
-            ("fan_ratio", Some(0.7), TargetOutcome::Met),
+            ("fan_ratio", Some(0.8), TargetOutcome::Met),
             ("added_ms", Some(5.0), TargetOutcome::Met),
             ("private_pairs", Some(5_000.0), TargetOutcome::Met),
             ("private_kib", Some(1.1), TargetOutcome::Missed),
@@ -263,6 +291,29 @@ mod tests {
             assert_eq!((figure.value, figure.outcome), (value, outcome), "{id}");
         }
         assert_eq!(compose_notes(&[round]), ["The longest command of any sweep was evalsha with 5.10 ms."]);
+    }
+
+    #[test]
+    fn others_beside_a_disturbance_have_figures_and_each_of_their_missed_events_counts() {
+        let disturbance = DisturbanceMeasurement {
+            changes_per_second: 990.0,
+            churn_p99_ms: 21.0,
+            back_s: 11.0,
+            storm_p99_ms: 50.0,
+            missed: 1,
+        };
+        let round = PodsRound { disturbance, ..PodsRound::default() };
+        let figures = compute_disturbance_figures(&[round.clone(), round]);
+        for (id, value, outcome) in [
+            ("churn_p99_ms", 21.0, TargetOutcome::Missed),
+            ("churn_per_second", 990.0, TargetOutcome::NoTarget),
+            ("back_s", 11.0, TargetOutcome::Met),
+            ("storm_p99_ms", 50.0, TargetOutcome::Met),
+            ("others_missed", 2.0, TargetOutcome::Missed),
+        ] {
+            let figure = find_figure(&figures, id);
+            assert_eq!((figure.value, figure.outcome), (Some(value), outcome), "{id}");
+        }
     }
 
     #[test]

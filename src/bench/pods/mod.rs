@@ -1,17 +1,20 @@
 //! The cost of the bus: several edges that share a Redis, beside a single edge without one.
 //!
 //! In: the size of the run. Out: figures as of any other run. Each round has its own Redis, on which one group of edges
-//! has the same load as a single edge in the same round, and another group is filled, emptied, and has one edge killed.
+//! has the same load as a single edge in the same round, and another group is filled, emptied, and has one edge killed. On a third one, clients are measured beside a disturbance.
 
 mod crash_recovery;
 mod deliver;
+mod disturbance;
 mod figures;
 mod join_leave;
 mod redis;
 
 use std::time::Instant;
 
-use self::figures::{PodsRound, compare_with_former_build, compose_notes, compute_pods_figures};
+use self::figures::{
+    PodsRound, compare_with_former_build, compose_notes, compute_disturbance_figures, compute_pods_figures,
+};
 use self::redis::RedisProcess;
 use super::error::BenchError;
 use super::machine::{self, HostUsage};
@@ -36,6 +39,7 @@ pub async fn run(plan: &PodsPlan, progress: &(dyn Fn(String) + Sync)) -> Result<
         rounds.push(run_round(plan, number, &mut all, &report_step).await?);
     }
     report.figures = compute_pods_figures(&rounds);
+    report.figures.extend(compute_disturbance_figures(&rounds));
     if plan.former_program.is_some() {
         report.figures.extend(compare_with_former_build(&rounds));
     }
@@ -83,6 +87,8 @@ async fn run_round(
     round.presence = join_leave::measure_join_leave(&servers, &mut redis, (plan.occupied, true), &mut watch).await?;
     report_step(&format!("an edge with {} presence members is killed", plan.members));
     round.sweep = crash_recovery::measure_crash_recovery(servers, &mut redis, plan.members, &mut watch).await?;
+    let servers = start_edges(plan, Side::Pods, &redis, "bench-others").await?;
+    round.disturbance = disturbance::measure_disturbances(servers, plan, &mut watch, report_step).await?;
     all.merge(&watch);
     Ok(round)
 }
