@@ -269,11 +269,6 @@ pub struct EdgeServer {
     /// Settings of the pods.
     #[serde(flatten)]
     pub pods: PodSettings,
-    /// Additional environment variables of the server.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100))]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub env: Vec<ExtraVariable>,
 }
 
 /// How a terminating pod moves its clients to other pods. The termination grace period is 30 seconds longer than both
@@ -307,7 +302,6 @@ impl Default for EdgeServer {
             load_balancer: LoadBalancerSpec::default(),
             entrance: EntranceSpec::default(),
             pods: PodSettings::default(),
-            env: vec![],
         }
     }
 }

@@ -52,6 +52,11 @@ pub struct PodSettings {
     /// How many pods an eviction, such as a node drain, may take at once.
     #[serde(default)]
     pub pod_disruption_budget: DisruptionBudget,
+    /// Additional environment variables of the server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub env: Vec<ExtraVariable>,
 }
 
 /// Prefix of labels, beside [`OPERATOR_PREFIX`], that belong to the operator.

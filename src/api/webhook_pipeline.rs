@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::pods::{ExtraVariable, PodSettings};
+use super::pods::PodSettings;
 use super::stream::StreamSpec;
 
 /// Delivery of events as webhooks.
@@ -58,22 +58,11 @@ pub struct DispatcherServer {
     /// Settings of the pods.
     #[serde(flatten)]
     pub pods: PodSettings,
-    /// Additional environment variables of the server.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 100))]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
-    pub env: Vec<ExtraVariable>,
 }
 
 impl Default for DispatcherServer {
     fn default() -> Self {
-        Self {
-            replicas: 2,
-            retry_window_seconds: 300,
-            max_backoff_seconds: 30,
-            pods: PodSettings::default(),
-            env: vec![],
-        }
+        Self { replicas: 2, retry_window_seconds: 300, max_backoff_seconds: 30, pods: PodSettings::default() }
     }
 }
 

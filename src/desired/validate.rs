@@ -222,18 +222,17 @@ fn check_names(cluster: &RealtimeCluster) -> Vec<ManifestProblem> {
         let message = format!("is `{namespace}`, which no namespace can be named: write one such as channels");
         problems.push(cluster_problem(cluster, "metadata.namespace", &message));
     }
-    let dispatcher = &spec.webhooks.dispatcher;
     let servers = [
-        ("websocket", &spec.websocket.env, &spec.websocket.pods),
-        ("sockjs", &spec.sockjs.env, &spec.sockjs.pods),
-        ("webhooks.dispatcher", &dispatcher.env, &dispatcher.pods),
+        ("websocket", &spec.websocket.pods),
+        ("sockjs", &spec.sockjs.pods),
+        ("webhooks.dispatcher", &spec.webhooks.dispatcher.pods),
     ];
-    for (path, variables, pods) in servers {
+    for (path, pods) in servers {
         for (field, message) in find_key_problems(pods) {
             problems.push(cluster_problem(cluster, &format!("spec.{path}.{field}"), &message));
         }
-        for (index, variable) in variables.iter().enumerate() {
-            if variables.iter().take(index).any(|earlier| earlier.name == variable.name) {
+        for (index, variable) in pods.env.iter().enumerate() {
+            if pods.env.iter().take(index).any(|earlier| earlier.name == variable.name) {
                 let message = format!("is `{}`, which an earlier entry has: remove one of them", variable.name);
                 problems.push(cluster_problem(cluster, &format!("spec.{path}.env[{index}].name"), &message));
             }
@@ -350,7 +349,7 @@ fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidSer
         kind,
         replicas: edge.replicas,
         pods: ServerPods::resolve(&edge.pods, release),
-        extra_variables: resolve_variables(&edge.env),
+        extra_variables: resolve_variables(&edge.pods.env),
     });
     let webhooks = &spec.webhooks;
     // Without webhooks there is no dispatcher.
@@ -358,7 +357,7 @@ fn resolve_servers(spec: &RealtimeClusterSpec, release: Release) -> Vec<ValidSer
         kind: ServerKind::Dispatcher,
         replicas: webhooks.dispatcher.replicas,
         pods: ServerPods::resolve(&webhooks.dispatcher.pods, release),
-        extra_variables: resolve_variables(&webhooks.dispatcher.env),
+        extra_variables: resolve_variables(&webhooks.dispatcher.pods.env),
         role: ServerRole::Dispatcher(DispatcherSettings {
             retry_window: seconds(webhooks.dispatcher.retry_window_seconds),
             max_backoff: seconds(webhooks.dispatcher.max_backoff_seconds),
@@ -633,7 +632,7 @@ spec: { appID: '1001', credentials: [{ secretRef: { name: shop } }] }
         }
         let variable = |name: &str| ExtraVariable { name: name.to_owned(), value: String::new() };
         let mut cluster = applied_cluster("");
-        cluster.spec.sockjs.env = ["A", "B", "A"].map(variable).into();
+        cluster.spec.sockjs.pods.env = ["A", "B", "A"].map(variable).into();
         let problems = check_names(&cluster);
         let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
         assert_eq!(paths, ["spec.sockjs.env[2].name"]);

@@ -9,7 +9,6 @@ use tokio::time::{MissedTickBehavior, interval_at, sleep};
 
 use super::super::error::BenchError;
 use super::super::figures::median_of;
-use super::super::http::find_bytes;
 use super::super::latency::LatencyRecorder;
 use super::super::load::{
     ChannelSubscription, RunClock, build_event_payload, open_subscribed_socket, parse_event, private_channel,
@@ -116,8 +115,7 @@ async fn send_messages(mut socket: ClientSocket, channel: usize, senders: usize,
     io::Error::other("all messages were sent")
 }
 
-/// Receives messages until an error, and records the latency of each in the current window. A client that only receives is
-/// asked for a sign of life, as by Pusher's protocol, and closed without an answer.
+/// Receives messages until an error, and records the latency of each in the current window.
 async fn receive_messages(
     mut socket: ClientSocket,
     client: usize,
@@ -125,18 +123,12 @@ async fn receive_messages(
     window: CurrentWindow,
 ) -> io::Error {
     loop {
-        let mut is_asked = false;
         let reading = socket.read(|text| {
             if let Some((_, us)) = parse_event(text) {
                 lock_unpoisoned(&window).record(client, clock.elapsed_since(us));
-            } else {
-                is_asked |= find_bytes(text, b"pusher:ping").is_some();
             }
         });
         if let Err(error) = reading.await {
-            return error;
-        }
-        if is_asked && let Err(error) = socket.send(r#"{"event":"pusher:pong","data":{}}"#).await {
             return error;
         }
     }
