@@ -39,7 +39,7 @@ fn report_exit(result: Result<(), String>) -> u8 {
 }
 
 async fn run_edge() -> Result<(), String> {
-    let (values, shutdown) = begin_server(&[ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Edge], "edge")?;
+    let (values, shutdown) = begin_server(&ServerKind::EDGES, "edge")?;
     // The bus serves longer than the edge takes clients in: while they are sent away, others must not think it dead.
     let ended = CancellationToken::new();
     let _ends = ended.clone().drop_guard();

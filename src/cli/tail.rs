@@ -40,9 +40,6 @@ const LINE_MAX_BYTES: usize = 64 << 10;
 /// Lines that wait to be printed.
 const QUEUED_LINES_MAX: usize = 1_024;
 
-/// Kinds of servers that have clients.
-const EDGE_SERVERS: [ServerKind; 3] = [ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Edge];
-
 /// Follow what clients do at the edges of a cluster, live: connects, refusals with reasons, subscriptions and closes
 ///
 /// Every running edge pod is followed through a port-forward of the API server, also those that start later. The command
@@ -193,7 +190,7 @@ fn tail_path(app: Option<&str>) -> String {
 async fn list_source(source: &Source) -> Result<Vec<AdminTarget>, String> {
     match source {
         Source::Addresses(addresses) => Ok(addresses.iter().cloned().map(AdminTarget::Address).collect()),
-        Source::Cluster { api, name } => list_targets(api, name, &EDGE_SERVERS).await,
+        Source::Cluster { api, name } => list_targets(api, name, &ServerKind::EDGES).await,
     }
 }
 

@@ -23,6 +23,9 @@ impl ServerKind {
     /// Every kind of server, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::Websocket, Self::Sockjs, Self::Edge, Self::Dispatcher];
 
+    /// The kinds that have sessions of clients, in the same order.
+    pub const EDGES: [Self; 3] = [Self::Websocket, Self::Sockjs, Self::Edge];
+
     /// The name used in labels, variables and on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -1,7 +1,7 @@
 //! The table of variables.
 
 use super::Release;
-use super::ServerKind::{self, Dispatcher, Edge, Sockjs, Websocket};
+use super::ServerKind::{self, Dispatcher, Edge, Sockjs};
 use super::value_kind::{Requirement, ValueKind};
 use super::variable_key::{VariableKey, name};
 
@@ -26,8 +26,8 @@ pub struct Variable {
     pub about: &'static str,
 }
 
-const EDGE_SERVERS: &[ServerKind] = &[Websocket, Sockjs, Edge];
-const ALL_SERVERS: &[ServerKind] = &[Websocket, Sockjs, Edge, Dispatcher];
+const EDGE_SERVERS: &[ServerKind] = &ServerKind::EDGES;
+const ALL_SERVERS: &[ServerKind] = &ServerKind::ALL;
 const FALLBACK_SERVERS: &[ServerKind] = &[Sockjs, Edge];
 const DISPATCHER_SERVERS: &[ServerKind] = &[Dispatcher];
 
