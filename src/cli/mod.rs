@@ -111,11 +111,7 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = match command {
-        Command::Edge => runtime.block_on(serve::serve_edge()),
-        Command::Dispatcher => runtime.block_on(serve::serve_dispatcher()),
-        command => runtime.block_on(run_command(command)),
-    };
+    let code = runtime.block_on(run_command(command));
     // A task that is stuck must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ExitCode::from(code)
@@ -133,11 +129,11 @@ fn parse_server_command(words: impl Iterator<Item = OsString>) -> Option<Command
     }
 }
 
-/// Runs a command to its end, and returns its exit code.
+/// Runs a command to its end, and returns its exit code. Each is boxed: a server needs no room for the largest of them.
 async fn run_command(command: Command) -> u8 {
     match command {
         #[cfg(feature = "rehearsal")]
-        Command::Rehearse(arguments) => rehearse::run(arguments).await,
+        Command::Rehearse(arguments) => Box::pin(rehearse::run(arguments)).await,
         Command::Render(arguments) => render::run(&arguments),
         Command::Crd(arguments) => print::print_crds(&arguments),
         Command::Variables => print::print_text(&crate::config::render_variables_page()),
@@ -146,21 +142,21 @@ async fn run_command(command: Command) -> u8 {
         Command::KnownInjectors => print::print_text(crate::desired::SHIPPED_INJECTORS),
         Command::Reasons => print::print_text(&crate::api::conditions::reasons_page()),
         #[cfg(feature = "bench")]
-        Command::Bench(arguments) => bench::run(arguments).await,
-        Command::Operator(arguments) => operator::run(arguments).await,
-        Command::Check(arguments) => check::run(arguments).await,
+        Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
+        Command::Operator(arguments) => Box::pin(operator::run(arguments)).await,
+        Command::Check(arguments) => Box::pin(check::run(arguments)).await,
         Command::Cost(arguments) => cost::run(&arguments),
-        Command::Diff(arguments) => diff::run(arguments).await,
+        Command::Diff(arguments) => Box::pin(diff::run(arguments)).await,
         Command::Iam(arguments) => iam::run(&arguments),
-        Command::Status(arguments) => status::run(arguments).await,
-        Command::Tail(arguments) => tail::run(arguments).await,
-        Command::Fleet(arguments) => fleet::run(arguments).await,
-        Command::Snapshot(arguments) => snapshot::run(arguments).await,
+        Command::Status(arguments) => Box::pin(status::run(arguments)).await,
+        Command::Tail(arguments) => Box::pin(tail::run(arguments)).await,
+        Command::Fleet(arguments) => Box::pin(fleet::run(arguments)).await,
+        Command::Snapshot(arguments) => Box::pin(snapshot::run(arguments)).await,
         Command::Migrate(arguments) => migrate::run(arguments),
-        Command::Prove(arguments) => prove::run(arguments).await,
-        Command::Replay(arguments) => replay::run(arguments).await,
-        Command::Edge => serve::serve_edge().await,
-        Command::Dispatcher => serve::serve_dispatcher().await,
+        Command::Prove(arguments) => Box::pin(prove::run(arguments)).await,
+        Command::Replay(arguments) => Box::pin(replay::run(arguments)).await,
+        Command::Edge => Box::pin(serve::serve_edge()).await,
+        Command::Dispatcher => Box::pin(serve::serve_dispatcher()).await,
     }
 }
 
