@@ -37,6 +37,12 @@ const LENGTH_16_BIT_MARK: u8 = 0x7e;
 /// Marks a length that is in the next eight bytes.
 const LENGTH_64_BIT_MARK: u8 = 0x7f;
 
+/// Bounds the length of Pusher's ping, however it is spelled.
+const PROTOCOL_PING_BYTES_MAX: usize = 64;
+
+/// The answer to Pusher's ping.
+const PROTOCOL_PONG: &[u8] = br#"{"event":"pusher:pong","data":{}}"#;
+
 /// One WebSocket connection of a client.
 pub struct ClientSocket {
     stream: TcpStream,
@@ -78,11 +84,11 @@ impl ClientSocket {
         self.write(TEXT_OPCODE, text.as_bytes()).await
     }
 
-    /// Waits for data, and calls `each` with every text that it completes. Pings are answered.
+    /// Waits for data, and calls `each` with every text that it completes. Pings are answered, Pusher's too.
     pub async fn read(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        let pings = poll_fn(|context| self.poll(context, &mut each)).await?;
-        for ping in pings {
-            self.write(PONG_OPCODE, &ping).await?;
+        let answers = poll_fn(|context| self.poll(context, &mut each)).await?;
+        for answer in answers {
+            self.write_frame(&answer).await?;
         }
         Ok(())
     }
@@ -129,22 +135,26 @@ impl ClientSocket {
         Poll::Ready(self.parse_received(buffer.filled(), each))
     }
 
-    /// Calls `each` with the complete texts; returns the pings.
+    /// Calls `each` with the complete texts; returns the frames that answer pings.
     fn parse_received(&mut self, read: &[u8], each: &mut impl FnMut(&[u8])) -> io::Result<Vec<Vec<u8>>> {
-        let mut pings = Vec::new();
+        let mut answers = Vec::new();
         if self.partial_frame.is_empty() {
-            let taken = parse_frames(read, each, &mut pings)?;
+            let taken = parse_frames(read, each, &mut answers)?;
             self.partial_frame.extend_from_slice(&read[taken..]);
         } else {
             self.partial_frame.extend_from_slice(read);
-            let taken = parse_frames(&self.partial_frame, each, &mut pings)?;
+            let taken = parse_frames(&self.partial_frame, each, &mut answers)?;
             self.partial_frame.drain(..taken);
         }
-        Ok(pings)
+        Ok(answers)
     }
 
     async fn write(&mut self, opcode: u8, payload: &[u8]) -> io::Result<()> {
-        timeout(SOCKET_IO_TIMEOUT, self.stream.write_all(&encode_frame(opcode, payload))).await?
+        self.write_frame(&encode_frame(opcode, payload)).await
+    }
+
+    async fn write_frame(&mut self, frame: &[u8]) -> io::Result<()> {
+        timeout(SOCKET_IO_TIMEOUT, self.stream.write_all(frame)).await?
     }
 }
 
@@ -168,12 +178,17 @@ fn encode_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Parses the complete frames of a server, and returns their length in bytes.
-fn parse_frames(read: &[u8], each: &mut impl FnMut(&[u8]), pings: &mut Vec<Vec<u8>>) -> io::Result<usize> {
+fn parse_frames(read: &[u8], each: &mut impl FnMut(&[u8]), answers: &mut Vec<Vec<u8>>) -> io::Result<usize> {
     let mut at = 0;
     while let Some((opcode, payload, length)) = parse_frame(&read[at..])? {
         match opcode {
-            TEXT_OPCODE => each(payload),
-            PING_OPCODE => pings.push(payload.to_vec()),
+            TEXT_OPCODE => {
+                if is_protocol_ping(payload) {
+                    answers.push(encode_frame(TEXT_OPCODE, PROTOCOL_PONG));
+                }
+                each(payload);
+            }
+            PING_OPCODE => answers.push(encode_frame(PONG_OPCODE, payload)),
             CLOSE_OPCODE => {
                 let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
                 let text = format!("the server closed the socket with {code:?}");
@@ -184,6 +199,11 @@ fn parse_frames(read: &[u8], each: &mut impl FnMut(&[u8]), pings: &mut Vec<Vec<u
         at += length;
     }
     Ok(at)
+}
+
+/// Whether a text is Pusher's own ping, after which a client that stays silent is closed. Only short texts are searched.
+fn is_protocol_ping(text: &[u8]) -> bool {
+    text.len() <= PROTOCOL_PING_BYTES_MAX && find_bytes(text, b"pusher:ping").is_some()
 }
 
 type ParsedFrame<'a> = (u8, &'a [u8], usize);
@@ -240,14 +260,20 @@ mod tests {
 
     #[test]
     fn complete_texts_and_pings_are_taken_and_a_cut_frame_is_left() {
-        let mut bytes =
-            [server_frame(TEXT_OPCODE, b"a"), server_frame(PING_OPCODE, b"p"), server_frame(TEXT_OPCODE, b"b")]
-                .concat();
+        let protocol_ping = br#"{"event":"pusher:ping","data":"{}"}"#;
+        let mut bytes = [
+            server_frame(TEXT_OPCODE, b"a"),
+            server_frame(PING_OPCODE, b"p"),
+            server_frame(TEXT_OPCODE, b"b"),
+            server_frame(TEXT_OPCODE, protocol_ping),
+        ]
+        .concat();
         let whole = bytes.len();
         bytes.extend_from_slice(&server_frame(TEXT_OPCODE, b"cut")[..3]);
-        let (mut texts, mut pings) = (Vec::new(), Vec::new());
-        let taken = parse_frames(&bytes, &mut |text| texts.push(text.to_vec()), &mut pings).expect("frames");
-        assert_eq!((taken, texts, pings), (whole, vec![b"a".to_vec(), b"b".to_vec()], vec![b"p".to_vec()]));
+        let (mut texts, mut answers) = (Vec::new(), Vec::new());
+        let taken = parse_frames(&bytes, &mut |text| texts.push(text.to_vec()), &mut answers).expect("frames");
+        assert_eq!((taken, texts), (whole, vec![b"a".to_vec(), b"b".to_vec(), protocol_ping.to_vec()]));
+        assert_eq!(answers, [encode_frame(PONG_OPCODE, b"p"), encode_frame(TEXT_OPCODE, PROTOCOL_PONG)]);
         let closed = parse_frames(&server_frame(CLOSE_OPCODE, &4100_u16.to_be_bytes()), &mut |_| {}, &mut Vec::new());
         assert!(closed.expect_err("the end").to_string().contains("4100"));
         assert!(parse_frame(&encode_frame(TEXT_OPCODE, b"x")).is_err(), "servers do not mask");
