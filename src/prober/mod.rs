@@ -44,7 +44,7 @@ pub use control_journey::{ControlJourney, ControlResult};
 pub use handle::{PodStanding, Prober};
 pub use journey_budget::{BudgetShare, JOURNEYS_PER_SECOND, JourneyBudget};
 pub use metrics::JourneyMetrics;
-pub use observe::{EdgeSessions, EndpointReports, ProcessSessions};
+pub use observe::{EdgeSessions, EndpointReports, PodSessions};
 pub use progress::{HopResult, HopTick};
 pub use receiver::{RECEIVER_SILENCE_MAX, WebhookReceiver};
 pub use requested_round::{RequestedProof, RequestedTransport};

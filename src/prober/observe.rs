@@ -24,7 +24,7 @@ use crate::protocol::{Secret, ShardId};
 const OBSERVATION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Answers that are waited for at once.
-const CONCURRENT_REQUESTS_MAX: usize = 16;
+pub(super) const CONCURRENT_REQUESTS_MAX: usize = 16;
 
 /// Time between two reads of the endpoints of all dispatchers.
 const ENDPOINTS_READ_INTERVAL: Duration = Duration::from_mins(1);
@@ -47,19 +47,17 @@ pub(super) struct PodObserver {
 pub struct EdgeSessions {
     /// Time of the reports, in ms since 1970; 0 before the first.
     pub at_ms: u64,
-    /// The report of each edge, by the id of its process.
-    pub processes: BTreeMap<String, ProcessSessions>,
+    /// The report of each edge, by the name of its pod.
+    pub pods: BTreeMap<String, PodSessions>,
     /// Number of admitted edges without a report: they did not answer, or are of an older release.
     pub unread: usize,
 }
 
-/// Sessions of clients at one process.
+/// Sessions of clients at one pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProcessSessions {
-    /// Name of the pod.
-    pub pod: String,
-    /// Start of the process, in ms since 1970.
-    pub started_ms: u64,
+pub struct PodSessions {
+    /// Id of its process, which counts from its own start.
+    pub process: String,
     /// Sessions by the server whose transports carry them.
     pub servers: BTreeMap<ServerKind, SessionFlow>,
 }
@@ -240,9 +238,9 @@ impl PodObserver {
         let mut sessions = EdgeSessions { at_ms: clock::now_ms(), ..EdgeSessions::default() };
         let mut answers = stream::iter(looks).buffer_unordered(CONCURRENT_REQUESTS_MAX);
         while let Some((pod, seen, flow)) = answers.next().await {
-            let FlowReport { recorder, dispatcher, process, started_ms, sessions: servers } = flow.unwrap_or_default();
+            let FlowReport { recorder, dispatcher, process, sessions: servers, .. } = flow.unwrap_or_default();
             if !servers.is_empty() {
-                sessions.processes.insert(process, ProcessSessions { pod: pod.clone(), started_ms, servers });
+                sessions.pods.insert(pod.clone(), PodSessions { process, servers });
             }
             if let Some(flow) = dispatcher {
                 observation.dispatchers.insert(pod.clone(), flow);
@@ -253,8 +251,8 @@ impl PodObserver {
                 observation.pods.insert(pod, seen);
             }
         }
-        let is_read = |edge: &&EdgePod| sessions.processes.values().any(|found| found.pod == edge.pod);
-        sessions.unread = plan.edges.iter().filter(|edge| edge.admitted && !is_read(edge)).count();
+        let is_unread = |edge: &&EdgePod| edge.admitted && !sessions.pods.contains_key(&edge.pod);
+        sessions.unread = plan.edges.iter().filter(is_unread).count();
         self.sessions.send_replace(Arc::new(sessions));
         observation
     }

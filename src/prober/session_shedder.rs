@@ -8,11 +8,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::ProbePlan;
-use super::observe::{EdgeSessions, PodObserver};
+use super::observe::{CONCURRENT_REQUESTS_MAX, EdgeSessions, PodObserver};
 use crate::config::ServerKind;
-
-/// Requests that are waited for at once.
-const CONCURRENT_REQUESTS_MAX: usize = 16;
 
 /// Longest for the requests to all edges together. An edge that was not asked is asked the next time.
 const SHED_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,8 +53,7 @@ impl SessionShedder {
 }
 
 fn has_sessions(sessions: &EdgeSessions, pod: &str, server: ServerKind) -> bool {
-    let of_pod = sessions.processes.values().filter(|found| found.pod == pod);
-    of_pod.filter_map(|found| found.servers.get(&server)).any(|flow| flow.open > 0)
+    sessions.pods.get(pod).and_then(|found| found.servers.get(&server)).is_some_and(|flow| flow.open > 0)
 }
 
 #[cfg(test)]
@@ -73,7 +69,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::prober::observe::ProcessSessions;
+    use crate::prober::observe::PodSessions;
     use crate::process::locks::lock_unpoisoned;
     use crate::protocol::Secret;
     use crate::protocol::admin::SessionFlow;
@@ -105,16 +101,16 @@ mod tests {
         // Nothing listens at the port.
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         assert!(!observer.move_share(&token, nobody, ServerKind::Sockjs, 20).await);
-        let process = |pod: &str, server, open| {
+        let pod = |pod: &str, server, open| {
             let servers = BTreeMap::from([(server, SessionFlow { open, opened: 9 })]);
-            (pod.to_owned(), ProcessSessions { pod: pod.to_owned(), started_ms: 1, servers })
+            (pod.to_owned(), PodSessions { process: "01J".to_owned(), servers })
         };
-        let processes = [
-            process("busy", ServerKind::Sockjs, 3),
-            process("empty", ServerKind::Sockjs, 0),
-            process("other", ServerKind::Websocket, 3),
+        let pods = [
+            pod("busy", ServerKind::Sockjs, 3),
+            pod("empty", ServerKind::Sockjs, 0),
+            pod("other", ServerKind::Websocket, 3),
         ];
-        let sessions = EdgeSessions { at_ms: 1, processes: processes.into(), unread: 0 };
+        let sessions = EdgeSessions { at_ms: 1, pods: pods.into(), unread: 0 };
         let asked = ["busy", "empty", "other", "unknown"].map(|pod| has_sessions(&sessions, pod, ServerKind::Sockjs));
         assert_eq!(asked, [true, false, false, false]);
     }

@@ -40,7 +40,7 @@ impl EdgeControl for ClusterProbers {
 /// `None` while no edge counts them, or the look at them is too old.
 pub fn count_open_sessions(looks: &[Arc<EdgeSessions>], server: ServerKind, now_ms: u64) -> Option<u64> {
     let looks = looks.iter().filter(|look| is_fresh(look, now_ms));
-    let flows = looks.flat_map(|look| look.processes.values()).filter_map(|process| process.servers.get(&server));
+    let flows = looks.flat_map(|look| look.pods.values()).filter_map(|pod| pod.servers.get(&server));
     flows.map(|flow| flow.open).reduce(u64::saturating_add)
 }
 
@@ -51,9 +51,9 @@ pub fn count_opened_sessions(looks: &[Arc<EdgeSessions>], now_ms: u64) -> Option
         return None;
     }
     let mut processes: BTreeMap<String, BTreeMap<ServerKind, u64>> = BTreeMap::new();
-    for (process, found) in looks.iter().flat_map(|look| &look.processes) {
-        let opened = found.servers.iter().map(|(server, flow)| (*server, flow.opened));
-        processes.insert(process.clone(), opened.collect());
+    for pod in looks.iter().flat_map(|look| look.pods.values()) {
+        let opened = pod.servers.iter().map(|(server, flow)| (*server, flow.opened));
+        processes.insert(pod.process.clone(), opened.collect());
     }
     Some(SessionSnapshot { at_ms, processes })
 }
@@ -65,15 +65,15 @@ fn is_fresh(look: &EdgeSessions, now_ms: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prober::ProcessSessions;
+    use crate::prober::PodSessions;
     use crate::protocol::admin::SessionFlow;
 
     fn look(at_ms: u64, unread: usize, open: &[(ServerKind, u64)]) -> Arc<EdgeSessions> {
-        let process = |(number, (server, open)): (usize, &(ServerKind, u64))| {
+        let pod = |(number, (server, open)): (usize, &(ServerKind, u64))| {
             let servers = [(*server, SessionFlow { open: *open, opened: 100 })].into();
-            (number.to_string(), ProcessSessions { pod: format!("eu-{number}"), started_ms: 1, servers })
+            (format!("eu-{number}"), PodSessions { process: number.to_string(), servers })
         };
-        Arc::new(EdgeSessions { at_ms, processes: open.iter().enumerate().map(process).collect(), unread })
+        Arc::new(EdgeSessions { at_ms, pods: open.iter().enumerate().map(pod).collect(), unread })
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::operator::registry_histories::RegistryHistories;
 use crate::operator::rendered_clusters::RenderedClusters;
 use crate::operator::secret_reader::SecretReader;
 use crate::operator::unreadable_objects::UnreadableObjects;
-use crate::prober::{EdgeSessions, JourneyBudget, ProcessSessions, WebhookReceiver};
+use crate::prober::{EdgeSessions, JourneyBudget, PodSessions, WebhookReceiver};
 use crate::process::heartbeat::Heartbeats;
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::admin::SessionFlow;
@@ -119,9 +119,8 @@ impl EdgeControl for TestEdges {
     fn sessions(&self, _: &RealtimeCluster) -> Vec<Arc<EdgeSessions>> {
         let (open, opened) = (self.open.load(Ordering::Relaxed), self.opened.load(Ordering::Relaxed));
         let servers = [(ServerKind::Sockjs, SessionFlow { open, opened })].into();
-        let process = ProcessSessions { pod: "eu-sockjs-1".to_owned(), started_ms: 1, servers };
-        let processes = [("one".to_owned(), process)].into();
-        vec![Arc::new(EdgeSessions { at_ms: self.now_ms.load(Ordering::Relaxed), processes, unread: 0 })]
+        let pods = [("eu-sockjs-1".to_owned(), PodSessions { process: "one".to_owned(), servers })].into();
+        vec![Arc::new(EdgeSessions { at_ms: self.now_ms.load(Ordering::Relaxed), pods, unread: 0 })]
     }
 
     fn shed<'a>(&'a self, _: &RealtimeCluster, server: ServerKind, share: u8) -> BoxFuture<'a, ()> {
