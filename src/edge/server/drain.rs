@@ -206,7 +206,7 @@ impl EdgeDrain {
     }
 
     /// Begins to move a percentage of the clients to other edges, at the pace of a drain, and serves on: after a scale-up,
-    /// connections that exist stay where they are. Clients receive `code`, as in a drain. Sessions of journeys are no clients'.
+    /// connections that exist stay where they are. Clients receive `code`, as in a drain. Sessions of journeys stay.
     ///
     /// # Errors
     /// The edge drains, or moves a share already.

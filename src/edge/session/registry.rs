@@ -27,7 +27,7 @@ pub struct SessionRegistry {
     activity_timeout: Duration,
     budget: ByteBudget,
     metrics: Arc<EdgeMetrics>,
-    /// The app of journeys, whose sessions are no clients'.
+    /// The app of journeys. Its sessions do not count as sessions of clients.
     journey_app: AppId,
     /// Sessions of clients that were opened, by the server whose transports carry them.
     opened: Mutex<BTreeMap<ServerKind, u64>>,
@@ -47,7 +47,7 @@ pub struct SessionGuard {
 
 impl SessionRegistry {
     /// A registry without any session, for `sessions_max` at most. Each is pinged after a silence of `activity_timeout`.
-    /// Those of the journeys of the cluster with the UID `cluster` are no clients'.
+    /// Sessions of the journeys of `cluster`, a UID, do not count as sessions of clients.
     pub fn new(sessions_max: usize, activity_timeout: Duration, cluster: &str, metrics: Arc<EdgeMetrics>) -> Arc<Self> {
         let journey_app = derive_journey_app(cluster);
         let (open, opened, budget, log) = (Mutex::default(), Mutex::default(), ByteBudget::default(), Arc::default());
@@ -129,11 +129,10 @@ impl SessionRegistry {
 
     /// The sessions of clients that are open now: all, or those of one server's transports.
     pub fn client_sessions(&self, server: Option<ServerKind>) -> Vec<Arc<Session>> {
-        let mut sessions = self.open_sessions();
-        sessions.retain(|session| {
+        let is_wanted = |session: &&Arc<Session>| {
             self.is_client(session) && server.is_none_or(|server| session.transport.server_kind() == server)
-        });
-        sessions
+        };
+        self.lock_open().values().filter(is_wanted).cloned().collect()
     }
 
     /// Sessions of clients by the server whose transports carry them, for the servers of `transports`.
