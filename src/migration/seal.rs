@@ -1,6 +1,7 @@
 //! The seal of a snapshot: which cluster it is of, until when it counts, and a signature that nobody makes without the key.
 
 use super::{ClusterSnapshot, SecretDigester, SnapshotSeal};
+use crate::process::clock::format_time;
 
 /// Time for which a snapshot counts, in ms: long enough for a review by people, too short for a cluster to change unseen.
 const VALIDITY_MS: u64 = 7 * 24 * 3600 * 1000;
@@ -68,11 +69,6 @@ impl ClusterSnapshot {
         }
         serde_json::to_string(&unsigned).unwrap_or_default()
     }
-}
-
-fn format_time(ms: u64) -> String {
-    let time = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    time.map(|time| time.to_string()).unwrap_or_default()
 }
 
 #[cfg(test)]

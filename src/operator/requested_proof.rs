@@ -7,6 +7,7 @@ use kube::ResourceExt;
 use crate::api::cluster::{HopTime, ProofState, ProofTransport, RealtimeClusterStatus, RequestedProofStatus};
 use crate::api::{PROVE_NOW_ANNOTATION, RealtimeCluster};
 use crate::prober::{RequestedProof, RequestedTransport};
+use crate::process::clock::format_time;
 
 /// Longest token, in characters; a longer one is truncated.
 const TOKEN_LEN_MAX: usize = 128;
@@ -82,11 +83,6 @@ fn describe_transport(transport: &RequestedTransport) -> ProofTransport {
         hop: transport.hop.map(|hop| hop.name().to_owned()).unwrap_or_default(),
         hops: hops.map(|(hop, ms)| HopTime { name: hop.name().to_owned(), milliseconds: *ms }).collect(),
     }
-}
-
-fn format_time(ms: u64) -> String {
-    let time = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    time.unwrap_or_default().to_string()
 }
 
 #[cfg(test)]

@@ -16,6 +16,13 @@ pub fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Formats a time in ms since 1970 as RFC 3339, such as `2026-09-21T14:13:20Z`; empty beyond the year 9999.
+#[must_use]
+pub fn format_time(ms: u64) -> String {
+    let time = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map(|time| time.to_string()).unwrap_or_default()
+}
+
 /// A clock that counts from its start, unaffected by corrections of the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {

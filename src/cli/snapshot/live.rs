@@ -20,10 +20,7 @@ use crate::migration::{
     ClusterSnapshot, EnvironmentTexts, SecretDigester, SessionSnapshot, SnapshotOrigin, read_server,
 };
 use crate::operator::{digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers};
-use crate::process::clock::now_ms;
-
-/// The servers that have sessions of clients.
-const EDGES: [ServerKind; 3] = [ServerKind::Websocket, ServerKind::Sockjs, ServerKind::Edge];
+use crate::process::clock::{format_time, now_ms};
 
 /// Reads one namespace of an API server.
 pub struct LiveReader {
@@ -68,7 +65,7 @@ impl LiveReader {
         let at_ms = now_ms();
         let token = read_admin_token(&self.client, Some(&self.namespace), name).await?;
         let pods = build_namespaced_api(&self.client, Some(&self.namespace));
-        let targets = list_targets(&pods, name, &EDGES).await?;
+        let targets = list_targets(&pods, name, &ServerKind::EDGES).await?;
         let flows = targets.iter().map(async |target| {
             let flow = read_flow(target, &token).await.map_err(|error| format!("{}: {error}", target.name()))?;
             if flow.sessions.is_empty() {
@@ -105,8 +102,7 @@ impl LiveReader {
     /// Dates and seals a snapshot of live objects.
     fn seal_now(&self, snapshot: ClusterSnapshot, uid: Option<&str>) -> ClusterSnapshot {
         let now_ms = now_ms();
-        let time = i64::try_from(now_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        let taken_at = time.map(|time| time.to_string());
+        let taken_at = Some(format_time(now_ms));
         ClusterSnapshot { taken_at, ..snapshot }.seal(&self.digester, uid.unwrap_or_default(), now_ms)
     }
 
