@@ -75,7 +75,8 @@ fn is_closed(phase: MigrationPhase) -> bool {
     phase < MigrationPhase::Shifting || phase == MigrationPhase::RolledBack
 }
 
-/// Whether a weight may rise in this turn: the move may have been suspended, and the proofs and the approval of the turn that decided it may be gone.
+/// Whether a weight may rise in this turn: since the turn that decided it, the move may have been suspended, and the proofs and
+/// the approval may be gone.
 fn may_rise(turn: &Turn<'_>) -> bool {
     !turn.observations.is_suspended
         && find_review_obstacle(turn).is_none()

@@ -15,21 +15,16 @@ pub(super) fn hold_track(turn: &mut Turn<'_>) {
 /// Goes on after a suspension: the time for a weight to be applied begins anew, since nobody waited for it.
 pub(super) fn end_suspension(turn: &mut Turn<'_>) {
     let phase = turn.next.phase;
-    let is_applied = turn.next.applied_ms.is_some();
-    if turn.next.reason != MigrationReason::Suspended {
+    // The rules of other phases enter a reason of their own.
+    let is_shifting = matches!(phase, MigrationPhase::Shifting | MigrationPhase::CuttingOver);
+    if turn.next.reason != MigrationReason::Suspended || !is_shifting {
         return;
     }
-    match phase {
-        MigrationPhase::Shifting | MigrationPhase::CuttingOver if !is_applied => {
-            turn.next.desired_ms = turn.now_ms;
-            let is_test = turn.next.brake != BrakeTest::Proven;
-            let reason = if is_test { MigrationReason::TestingBrake } else { MigrationReason::ApplyingWeight };
-            turn.enter(phase, reason, "the suspension is over: the weight is being applied");
-        }
-        MigrationPhase::Shifting | MigrationPhase::CuttingOver => {
-            turn.enter(phase, MigrationReason::ApplyingWeight, "the suspension is over: the weight is being applied");
-        }
-        // Their rules enter a reason of their own.
-        _ => {}
+    let is_applied = turn.next.applied_ms.is_some();
+    if !is_applied {
+        turn.next.desired_ms = turn.now_ms;
     }
+    let is_test = !is_applied && turn.next.brake != BrakeTest::Proven;
+    let reason = if is_test { MigrationReason::TestingBrake } else { MigrationReason::ApplyingWeight };
+    turn.enter(phase, reason, "the suspension is over: the weight is being applied");
 }

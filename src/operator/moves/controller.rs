@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::Instrument;
 
 use super::share_meter::ShareMeter;
-use super::target::TargetReader;
+use super::snapshot_reader::SnapshotReader;
 use super::turn::MoveDriver;
 use super::zone_reader::ZoneReader;
 use super::zone_sampler::ZoneSampler;
@@ -65,7 +65,7 @@ pub async fn run_moves(
         edges,
         clock: Box::new(now_ms),
         sampler,
-        targets: TargetReader::default(),
+        targets: SnapshotReader::default(),
         shares: ShareMeter::default(),
     };
     let mut known: HashMap<String, KnownMove> = HashMap::new();

@@ -13,8 +13,8 @@ mod publisher;
 mod record;
 mod sessions;
 mod share_meter;
+mod snapshot_reader;
 mod source;
-mod target;
 #[cfg(test)]
 mod test_api;
 #[cfg(test)]

@@ -8,8 +8,8 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use super::answers::{check_zone, measure_weight, summarize_answers};
 use super::record::LiveRecord;
 use super::sessions::{EdgeControl, count_open_sessions};
+use super::snapshot_reader::SnapshotReader;
 use super::source::{read_digester, read_source};
-use super::target::TargetReader;
 use super::zone_sampler::ZoneResult;
 use crate::api::migration::{
     MigrationTrack, RESUME_ANNOTATION, RecordEngine, SnapshotIdentity, TrackProgress, TrackTransport,
@@ -55,7 +55,7 @@ impl ClusterObservations {
     pub async fn read(
         context: &ControllerContext,
         clusters: &Store<RealtimeCluster>,
-        targets: &TargetReader,
+        targets: &SnapshotReader,
         edges: &dyn EdgeControl,
         migration: &RealtimeMigration,
         now_ms: u64,

@@ -5,22 +5,22 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
+use super::record::MANAGED_BY;
 use super::sessions::{EdgeControl, count_opened_sessions};
+use super::snapshot_reader::SnapshotReader;
 use super::source::read_digest_key;
-use super::target::TargetReader;
 use crate::api::migration::SNAPSHOT_KEY_FIELD;
 use crate::api::{PUBLISH_SNAPSHOT_ANNOTATION, RealtimeCluster, SecretKeyRef};
 use crate::kubernetes::apply::{apply_object, fetch_owned};
 use crate::migration::ClusterSnapshot;
 use crate::operator::context::{SharedContext, object_key};
-use crate::process::clock::now_ms;
+use crate::process::clock::{format_time, now_ms};
 use crate::process::locks::lock_unpoisoned;
 
 /// Time between two looks for clusters whose snapshot is due.
@@ -44,9 +44,6 @@ const SNAPSHOT_MAX_BYTES: usize = 1 << 20;
 /// Key of the `ConfigMap` with the snapshot.
 const SNAPSHOT_KEY: &str = "snapshot.yaml";
 
-/// Label and its value by which the operator's account is allowed to write an object.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "realtime-operator");
-
 /// The latest publication of a cluster.
 #[derive(Default)]
 struct Publication {
@@ -64,7 +61,7 @@ pub struct SnapshotPublisher {
     edges: Arc<dyn EdgeControl>,
     /// The wall clock, in ms since 1970.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
-    reader: TargetReader,
+    reader: SnapshotReader,
     published: Mutex<HashMap<String, Publication>>,
 }
 
@@ -84,7 +81,7 @@ pub async fn run_publisher(context: SharedContext, clusters: Store<RealtimeClust
 impl SnapshotPublisher {
     /// A publisher that has published nothing: the first snapshot of a cluster is due at once.
     pub fn new(context: SharedContext, edges: Arc<dyn EdgeControl>, clock: Box<dyn Fn() -> u64 + Send + Sync>) -> Self {
-        let reader = TargetReader::with_apps_ttl(APPS_TTL);
+        let reader = SnapshotReader::with_apps_ttl(APPS_TTL);
         Self { context, edges, clock, reader, published: Mutex::default() }
     }
 
@@ -122,7 +119,7 @@ impl SnapshotPublisher {
             return Err("no server of the cluster is deployed".to_owned());
         }
         let sessions = count_opened_sessions(&self.edges.sessions(cluster), now_ms);
-        let snapshot = ClusterSnapshot { sessions, taken_at: format_time(now_ms), ..snapshot };
+        let snapshot = ClusterSnapshot { sessions, taken_at: Some(format_time(now_ms)), ..snapshot };
         let content = snapshot.without_times();
         {
             let all = lock_unpoisoned(&self.published);
@@ -158,11 +155,6 @@ impl SnapshotPublisher {
             self.context.publish_event(cluster, EventType::Warning, "SnapshotNotPublished", "Publish", note).await;
         }
     }
-}
-
-fn format_time(ms: u64) -> Option<String> {
-    let time = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok())?;
-    Some(time.to_string())
 }
 
 /// The object of a sealed snapshot, which goes with its cluster. JSON is YAML too.

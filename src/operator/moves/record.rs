@@ -18,7 +18,7 @@ use crate::operator::reconcile_error::ReconcileError;
 pub const MOVE_LABEL: &str = "realtime-operator.dev/migration";
 
 /// Label and its value by which the operator's account is allowed to write an object.
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "realtime-operator");
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "realtime-operator");
 
 /// The live object of a track's record.
 #[derive(Clone, Debug)]

@@ -1,5 +1,5 @@
-//! Takes the snapshot of a cluster, such as a move's target, from the live objects, in the form in which `realtime snapshot` prints it, so that a
-//! review has one hash wherever it is made.
+//! Takes the snapshot of a cluster from the live objects, of a move's target or to be published, in the form in which `realtime
+//! snapshot` prints it, so that a review has one hash wherever it is made.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -32,18 +32,18 @@ struct DigestedApps {
 }
 
 /// Takes snapshots, and keeps the apps of each cluster for a while.
-pub struct TargetReader {
+pub struct SnapshotReader {
     apps: Mutex<HashMap<String, DigestedApps>>,
     apps_ttl: Duration,
 }
 
-impl Default for TargetReader {
+impl Default for SnapshotReader {
     fn default() -> Self {
         Self::with_apps_ttl(APPS_TTL)
     }
 }
 
-impl TargetReader {
+impl SnapshotReader {
     /// A reader that digests apps again after this time.
     pub fn with_apps_ttl(apps_ttl: Duration) -> Self {
         Self { apps: Mutex::default(), apps_ttl }
@@ -72,7 +72,7 @@ impl TargetReader {
             let name = cluster.name_any();
             texts.secrets.extend(read_texts(context, user, list_registry_secrets(&name)).await.secrets);
             let apps = digest_registry(&name, servers.values(), &texts, digester);
-            let apps = apps.inspect_err(|error| tracing::debug!(error, "apps of the target not read")).ok();
+            let apps = apps.inspect_err(|error| tracing::debug!(error, "apps of the cluster not read")).ok();
             if let Some(apps) = apps.clone() {
                 self.keep_apps(uid, digester, apps);
             }

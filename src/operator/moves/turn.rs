@@ -15,7 +15,7 @@ use super::observation::{
 use super::record::{delete_record, read_record, write_record};
 use super::sessions::{EdgeControl, count_opened_sessions};
 use super::share_meter::ShareMeter;
-use super::target::TargetReader;
+use super::snapshot_reader::SnapshotReader;
 use super::zone_reader::ZoneQuery;
 use super::zone_sampler::ZoneSampler;
 use crate::api::migration::{
@@ -59,7 +59,7 @@ pub struct MoveDriver {
     /// The wall clock, in ms since 1970.
     pub clock: Box<dyn Fn() -> u64 + Send + Sync>,
     pub sampler: ZoneSampler,
-    pub targets: TargetReader,
+    pub targets: SnapshotReader,
     pub shares: ShareMeter,
 }
 

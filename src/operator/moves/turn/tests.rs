@@ -130,7 +130,7 @@ impl Bed {
             edges: edges.clone(),
             clock: Box::new(move || time.load(Ordering::Relaxed)),
             sampler,
-            targets: TargetReader::default(),
+            targets: SnapshotReader::default(),
             shares: ShareMeter::default(),
         };
         Self { api, zone, driver, now_ms, verdict, edges, _clusters: writer }
