@@ -115,7 +115,7 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
     );
     let (report, figures) = (&run.report, run.figures());
     let found = |id: &str| run.figure(id);
-    for id in ["missed", "repeated", "stayed", "removed_missed", "removed_repeated"] {
+    for id in ["missed", "repeated", "stayed", "removed_missed", "removed_repeated", "others_missed"] {
         assert_eq!(found(id), ("met", Some(0.0)), "{id}: {report:#}");
     }
     // Three sides: 50 events to 24 subscribers, 198 to 8 of each of 3 channels, 99 likewise.
@@ -123,7 +123,7 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
     assert_eq!(found("removed").1, Some(24.0), "{report:#}");
     // What so little costs says nothing; that it was measured does.
     let measured = ["fan_ratio", "crowd_ratio", "private_pairs", "presence_pairs", "private_kib", "presence_kib"];
-    for id in measured.into_iter().chain(["sweep_s"]) {
+    for id in measured.into_iter().chain(["sweep_s", "churn_p99_ms", "back_s", "storm_p99_ms"]) {
         assert!(["met", "missed"].contains(&found(id).0), "{id}: {report:#}");
     }
     let busy = found("calm_busy").1.expect("a share") >= 60.0;
@@ -139,6 +139,7 @@ fn two_edges_over_a_redis_have_every_figure_and_lose_no_event() {
         "member_kib",
         "left_kib",
         "dead_s",
+        "churn_per_second",
         "fan_former_ratio",
         "crowd_former_ratio",
         "calm_former_ratio",
