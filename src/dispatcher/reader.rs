@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::byte_budget::{BudgetShare, ByteBudget};
+use super::events::ShardSlot;
 use super::metrics::{DispatcherMetrics, ErrorSource};
 use super::retry::backoff_ms;
 use super::sequencer::REREAD_WINDOW_MS;
@@ -29,6 +30,8 @@ const PAGE_RECORDS_MAX: usize = 1_000;
 const HISTORY_PAGE_RECORDS_MAX: usize = 5_000;
 /// Bounds the time for which records are read again: beyond it a take-over costs more than it saves.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of points within [`READ_INTERVAL`] at which shards are read.
+const READ_PHASES: ShardSlot = 610;
 /// Longest back-off after errors.
 const READ_BACKOFF_MAX_MS: u64 = 5_000;
 
@@ -68,6 +71,8 @@ pub struct ShardReader {
     pub client: KinesisClient,
     /// The id of the shard.
     pub shard: ShardId,
+    /// Number of the hold, which sets when within [`READ_INTERVAL`] the shard is read.
+    pub slot: ShardSlot,
     /// The metrics in which errors are shown.
     pub metrics: Arc<DispatcherMetrics>,
     /// The bytes that the process may keep.
@@ -97,6 +102,10 @@ impl ShardReader {
         }
         let source = ErrorSource::Shard(self.shard.clone());
         let (mut iterator, mut failures, mut last_bytes) = (None, 0, 0);
+        tokio::select! {
+            () = pages.closed() => return,
+            () = sleep(read_phase(self.slot)) => {}
+        }
         loop {
             let started = Instant::now();
             let read = tokio::select! {
@@ -267,10 +276,36 @@ impl ShardReader {
     }
 }
 
+/// Delay of a shard's first read, so that the shards of a process are not all read at once: their pages would take memory
+/// and CPU in bursts. Multiples of the golden ratio spread any number of slots evenly.
+fn read_phase(slot: ShardSlot) -> Duration {
+    let steps = u32::try_from(slot % READ_PHASES).unwrap_or(0);
+    READ_INTERVAL.mul_f64((f64::from(steps) * 0.618_034).fract())
+}
+
 fn is_passing(error: &KinesisError) -> bool {
     matches!(error.class, KinesisErrorClass::Throttled | KinesisErrorClass::Busy | KinesisErrorClass::Transient)
 }
 
 fn count_bytes(records: &[ReadRecord]) -> usize {
     records.iter().map(|record| record.data.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reads_of_any_number_of_shards_are_spread_over_the_interval() {
+        for count in [2, 5, 16, 100] {
+            for first in [1, 7, 600] {
+                let mut phases: Vec<Duration> = (first..first + count).map(read_phase).collect();
+                phases.sort_unstable();
+                let around = phases[0] + READ_INTERVAL - phases[phases.len() - 1];
+                let longest = phases.windows(2).map(|pair| pair[1] - pair[0]).chain([around]).max();
+                let even = READ_INTERVAL / u32::try_from(count).expect("a small number");
+                assert!(longest < Some(even * 2), "{count} shards from slot {first}: {longest:?} without a read");
+            }
+        }
+    }
 }

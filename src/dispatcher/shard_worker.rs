@@ -163,6 +163,7 @@ impl ShardWorker {
         let reader = ShardReader {
             client: self.resources.client.clone(),
             shard: self.shard.clone(),
+            slot: self.slot,
             metrics: Arc::clone(&self.resources.metrics),
             budget: self.resources.budget.clone(),
             waits_for_budget: Arc::clone(&self.waits_for_budget),
