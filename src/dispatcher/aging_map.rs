@@ -28,6 +28,11 @@ impl<K: Copy + Eq + Hash, V> AgingMap<K, V> {
         Self { young, old, generation_max: entries_max / 2, generation_ttl_ms: ttl_ms, began_ms: 0 }
     }
 
+    /// Changes the bound on all entries; fewer are kept from the next write on.
+    pub fn set_entries_max(&mut self, entries_max: usize) {
+        self.generation_max = entries_max / 2;
+    }
+
     /// The value that was written last.
     #[must_use]
     pub fn get(&self, key: K) -> Option<&V> {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -91,6 +92,7 @@ impl Lineage {
     /// Starts readers that are due, then accepts records until each shard's page is empty or the shard pauses.
     pub fn advance(&mut self) {
         self.start_readers();
+        self.sequencer.share_histories(self.shards.len(), self.resources.held_shards.load(Ordering::Relaxed));
         let slots: Vec<ShardSlot> = self.shards.keys().copied().collect();
         for slot in &slots {
             self.advance_shard(*slot);

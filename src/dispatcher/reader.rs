@@ -1,7 +1,7 @@
 //! Reads one shard, page by page.
 //!
-//! In: the position to begin at. Out: pages into a queue of one, so that a busy worker pauses the reading. Errors do
-//! not end the reader: it reports them and tries again.
+//! In: the position to begin at. Out: pages, each read once the worker has taken all records of the one before, so that a
+//! busy worker pauses the reading. Errors do not end the reader: it reports them and tries again.
 //!
 //! A shard that was read before is first read again from a minute before its checkpoint, and so are the parents that
 //! precede it: these pages only teach the order.
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::byte_budget::{BudgetShare, ByteBudget};
@@ -63,6 +63,8 @@ pub struct ShardRead {
     pub last: bool,
     /// The bytes of the records in the budget of the process.
     pub share: BudgetShare,
+    /// The next page is read once this is dropped: two pages of every shard would take memory, and no event arrives sooner.
+    pub turn: Option<OwnedSemaphorePermit>,
 }
 
 /// A reader of one shard.
@@ -102,18 +104,23 @@ impl ShardReader {
         }
         let source = ErrorSource::Shard(self.shard.clone());
         let (mut iterator, mut failures, mut last_bytes) = (None, 0, 0);
+        let turns = Arc::new(Semaphore::new(1));
         tokio::select! {
             () = pages.closed() => return,
             () = sleep(read_phase(self.slot)) => {}
         }
         loop {
+            let turn = tokio::select! {
+                () = pages.closed() => return,
+                turn = Arc::clone(&turns).acquire_owned() => turn.ok(),
+            };
             let started = Instant::now();
             let read = tokio::select! {
                 () = pages.closed() => return,
                 read = self.read(&position, &mut iterator, last_bytes) => read,
             };
             let pause = match read {
-                Ok(read) => {
+                Ok(mut read) => {
                     failures = 0;
                     last_bytes = count_bytes(&read.records);
                     self.metrics.clear_error(&source);
@@ -121,6 +128,7 @@ impl ShardReader {
                         position = ReadPosition::After(record.sequence.clone());
                     }
                     let last = read.last;
+                    read.turn = turn;
                     if pages.send(read).await.is_err() || last {
                         return;
                     }
@@ -176,7 +184,7 @@ impl ShardReader {
         let is_tip = page.behind_ms == 0 && page.records.len() < limit;
         share.resize(count_bytes(&page.records));
         let (records, behind_ms, last) = (page.records, page.behind_ms, page.next.is_none());
-        Ok((ShardRead { kind, records, behind_ms, is_tip, asked_ms, last, share }, page.next))
+        Ok((ShardRead { kind, records, behind_ms, is_tip, asked_ms, last, share, turn: None }, page.next))
     }
 
     /// Reads the records of the window before the checkpoint, or before the first record of a shard that has none. Waits
@@ -301,8 +309,8 @@ mod tests {
             for first in [1, 7, 600] {
                 let mut phases: Vec<Duration> = (first..first + count).map(read_phase).collect();
                 phases.sort_unstable();
-                let around = phases[0] + READ_INTERVAL - phases[phases.len() - 1];
-                let longest = phases.windows(2).map(|pair| pair[1] - pair[0]).chain([around]).max();
+                let around = (phases[0] + READ_INTERVAL).abs_diff(phases[phases.len() - 1]);
+                let longest = phases.windows(2).map(|pair| pair[1].abs_diff(pair[0])).chain([around]).max();
                 let even = READ_INTERVAL / u32::try_from(count).expect("a small number");
                 assert!(longest < Some(even * 2), "{count} shards from slot {first}: {longest:?} without a read");
             }

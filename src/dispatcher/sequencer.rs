@@ -15,9 +15,11 @@ use crate::protocol::record::EventOrder;
 
 /// Longest that an event waits for an earlier one, counted from its own arrival.
 pub const GAP_TIMEOUT_MS: u64 = 3_000;
-/// Bounds the channels, and the subjects, whose last event is remembered: those of a minute at the thousand records a
+/// Bounds the channels, and the subjects, whose last event a lineage remembers: those of a minute at the thousand records a
 /// second that a shard takes.
 const HISTORIES_MAX: usize = 57_344;
+/// Bounds those of all lineages of a process, in 18 MiB: they would grow with the number of shards that it holds.
+const PROCESS_HISTORIES_MAX: usize = 4 * HISTORIES_MAX;
 /// Time for which the last event of a channel and of a subject is remembered: longer than an edge keeps a record that
 /// the stream refuses.
 const HISTORY_TTL_MS: u64 = 600_000;
@@ -38,10 +40,10 @@ pub enum SequencedEvent {
 /// The order of the channels of a lineage of shards.
 #[derive(Debug)]
 pub struct Sequencer {
-    /// The last released event of each channel and its shard, by a hash of 128 bits: names are long.
-    channels: AgingMap<u128, (EventOrder, ShardSlot)>,
+    /// The last released event of each channel and its shard, by a hash: names are long.
+    channels: AgingMap<u64, (EventOrder, ShardSlot)>,
     /// The last released event of each subject and its shard.
-    subjects: AgingMap<u128, (EventOrder, ShardSlot)>,
+    subjects: AgingMap<u64, (EventOrder, ShardSlot)>,
     /// Events that wait for an earlier one, with the times of their arrival.
     waiting: HashMap<ChannelKey, BTreeMap<EventOrder, (u64, TrackedEvent)>>,
     /// Deadlines of arrivals; the timeout is the same for all, so this stays sorted.
@@ -122,6 +124,15 @@ impl Sequencer {
         });
     }
 
+    /// Sets the share of the process's histories that this lineage may remember: so many of the held shards are its own.
+    pub fn share_histories(&mut self, own_shards: usize, held_shards: usize) {
+        let own_shards = own_shards.max(1);
+        let share = PROCESS_HISTORIES_MAX * own_shards / held_shards.max(own_shards);
+        let entries_max = share.min(HISTORIES_MAX);
+        self.channels.set_entries_max(entries_max);
+        self.subjects.set_entries_max(entries_max);
+    }
+
     /// Returns the gaps passed since the last call.
     pub fn take_gaps(&mut self) -> u64 {
         std::mem::take(&mut self.gaps)
@@ -162,11 +173,11 @@ impl Sequencer {
     }
 }
 
-/// A key of histories. The hashers are random, and the same for all lineages, which may be merged.
-fn hash_key(key: &impl Hash) -> u128 {
-    static HASHERS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
-    let [high, low] = &*HASHERS;
-    u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
+/// A key of histories. The hasher is random, and the same for all lineages, which may be merged. With 64 bits, an event is
+/// taken for one of another subject once in 10^14 events.
+fn hash_key(key: &impl Hash) -> u64 {
+    static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    HASHER.hash_one(key)
 }
 
 /// Whether no event can lie between the two: the numbers are contiguous, and a new epoch starts at one. An unknown channel
@@ -273,6 +284,20 @@ pub(super) mod tests {
             assert_eq!(sequencer.push(joined(seq), now).len(), 1, "{kind}");
         }
         assert!(sequencer.subjects.len() <= 2 && sequencer.waiting.is_empty(), "{}", sequencer.subjects.len());
+    }
+
+    #[test]
+    fn the_histories_of_all_lineages_of_a_process_are_bounded() {
+        let joined = |seq: u64| tracked_event(seq, EventKind::MemberAdded { user_id: seq.to_string() });
+        for (own, held, most) in
+            [(1, 1, HISTORIES_MAX), (1, 16, HISTORIES_MAX / 4), (0, 0, HISTORIES_MAX), (3, 6, HISTORIES_MAX)]
+        {
+            let mut sequencer = Sequencer::default();
+            sequencer.share_histories(own, held);
+            (1..=100_000).for_each(|seq| drop(sequencer.push(joined(seq), 0)));
+            let kept = sequencer.subjects.len();
+            assert!((most / 2..=most).contains(&kept), "{own} of {held}: {kept}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::byte_budget::BudgetShare;
@@ -68,6 +68,8 @@ pub struct ShardWorker {
     page_kind: PageKind,
     /// The bytes of the page in the budget of the process.
     page_share: Option<BudgetShare>,
+    /// Keeps the reader from reading the next page.
+    page_turn: Option<OwnedSemaphorePermit>,
     waits_for_budget: Arc<AtomicBool>,
     /// State to set once the current page is accepted: the time that is read past, and whether the shard ends.
     after_page: (u64, bool),
@@ -89,6 +91,10 @@ pub struct ShardWorker {
     held_deliveries: usize,
     /// The held events that their endpoints gave back before the release.
     withdrawn_deliveries: usize,
+    /// Events that may be queued before endpoints that keep up have taken others.
+    room: usize,
+    /// Earliest time at which these endpoints are asked again.
+    next_room_ms: u64,
     /// Earliest time of the next eviction from endpoints that are behind.
     next_eviction_ms: u64,
     /// The records that are not done.
@@ -130,6 +136,7 @@ impl ShardWorker {
             page: VecDeque::new(),
             page_kind: PageKind::New,
             page_share: None,
+            page_turn: None,
             waits_for_budget: Arc::default(),
             after_page: (0, false),
             read_past_ms: 0,
@@ -142,6 +149,8 @@ impl ShardWorker {
             hold,
             held_deliveries: 0,
             withdrawn_deliveries: 0,
+            room: 0,
+            next_room_ms: 0,
             next_eviction_ms: 0,
             predecessor_acked,
             written_checkpoint: checkpoint,
@@ -224,13 +233,14 @@ impl ShardWorker {
         }
         self.page_kind = read.kind;
         self.page_share = Some(read.share);
+        self.page_turn = read.turn;
         self.page = read.records.into();
         self.finish_page();
     }
 
     /// Takes the next record of the page, unless the shard pauses.
     pub fn take_record(&mut self) -> Option<ReadRecord> {
-        if self.too_new.is_some() || self.tracker.is_full() {
+        if self.too_new.is_some() || self.tracker.is_full() || self.room == 0 {
             return None;
         }
         self.page.pop_front()
@@ -239,7 +249,7 @@ impl ShardWorker {
     /// Applies the progress and the end that the page reports, once all its records are accepted.
     pub fn finish_page(&mut self) {
         if self.page.is_empty() {
-            self.page_share = None;
+            (self.page_share, self.page_turn) = (None, None);
             self.read_past_ms = self.read_past_ms.max(self.after_page.0);
             if self.after_page.1 && !self.has_ended() {
                 self.ended_at = Some(Instant::now());
@@ -324,10 +334,11 @@ impl ShardWorker {
         events.into_iter().map(event).collect()
     }
 
-    /// Sends the events whose app is known by now, and evicts those of endpoints that are behind.
+    /// Sends the events whose app is known by now, and makes room for the next records.
     pub fn advance(&mut self) {
         self.retry_unknown_apps();
         self.evict_excess();
+        self.update_room();
     }
 
     /// Wakes the endpoints that got events.

@@ -130,7 +130,12 @@ impl DeliveryIndex {
         let (channel, serial) = (queued.channel().clone(), queued.serial);
         let queue = self.channels.entry(channel.clone()).or_insert_with(|| {
             self.ready.insert(serial, channel.clone());
-            ChannelQueue { items: VecDeque::new(), state: ChannelState::Ready, key: serial, latest: HashMap::new() }
+            ChannelQueue {
+                items: VecDeque::with_capacity(1),
+                state: ChannelState::Ready,
+                key: serial,
+                latest: HashMap::new(),
+            }
         });
         if let Some(topic) = queued.topic()
             && let Some(before) = queue.latest.insert(topic.clone(), serial)

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep;
 
-use super::queue::{BatchId, EndpointQueue};
+use super::queue::{BatchId, EndpointQueue, HeldShare};
 use super::share::{EventAmount, plan_evictions};
 use super::{AttemptOutcome, AttemptReport, EndpointId, FinishedDelivery, PendingDelivery};
 use crate::dispatcher::events::ShardSlot;
@@ -208,19 +208,29 @@ impl ShardHold {
 
     /// Evicts events of endpoints that are behind, so that together they hold at most this amount of the shard.
     pub fn evict_excess(&self, most: EventAmount) -> Vec<FinishedAt> {
-        let now = self.pool.clock.elapsed_ms();
-        let endpoints = self.pool.all_endpoints();
-        let held: Vec<_> = endpoints
-            .iter()
-            .map(|endpoint| (Arc::clone(endpoint), lock_unpoisoned(&endpoint.queue).held_share(self.id, now)))
-            .filter(|(_, share)| share.events > 0)
-            .collect();
+        let held = self.list_shares();
         let mut evicted = Vec::new();
         for (endpoint, amount) in plan_evictions(&held, most) {
             let finished = lock_unpoisoned(&endpoint.queue).evict(self.id, amount.events, amount.bytes);
             evicted.extend(finished.into_iter().map(|finished| (Arc::clone(&endpoint.id), finished)));
         }
         evicted
+    }
+
+    /// Counts the unfinished events of this hold at endpoints that keep up.
+    pub fn count_keeping_up(&self) -> usize {
+        self.list_shares().iter().filter(|(_, share)| share.keeps_up).map(|(_, share)| share.events).sum()
+    }
+
+    /// The endpoints that have events of this hold.
+    fn list_shares(&self) -> Vec<(Arc<Endpoint>, HeldShare)> {
+        let now = self.pool.clock.elapsed_ms();
+        let endpoints = self.pool.all_endpoints().into_iter();
+        let share = |endpoint: Arc<Endpoint>| {
+            let share = lock_unpoisoned(&endpoint.queue).held_share(self.id, now);
+            (endpoint, share)
+        };
+        endpoints.map(share).filter(|(_, share)| share.events > 0).collect()
     }
 
     /// Withdraws the events of this hold that wait, those of failed attempts too: they are not posted. Returns their

@@ -33,6 +33,8 @@ const SPLIT_FAILURE_COUNT: u32 = 3;
 /// Age of an endpoint's oldest unfinished event from which the endpoint is behind, whatever it answers; one that gets one
 /// attempt at a time is behind too.
 pub const BEHIND_AGE_MS: u64 = 30_000;
+/// Age of an endpoint's oldest unfinished event up to which the endpoint keeps up.
+const KEEPS_UP_AGE_MS: u64 = 500;
 
 /// Identifies a body in flight.
 pub type BatchId = u64;
@@ -55,6 +57,8 @@ pub struct HeldShare {
     pub bytes: usize,
     /// Whether the endpoint is behind.
     pub is_behind: bool,
+    /// Whether the endpoint takes its events soon, and without failures.
+    pub keeps_up: bool,
 }
 
 /// The queue of one endpoint.
@@ -195,9 +199,10 @@ impl EndpointQueue {
     #[must_use]
     pub fn held_share(&self, hold: ShardSlot, now_ms: u64) -> HeldShare {
         let oldest = self.ages.first_key_value().map_or(now_ms, |(_, since)| *since);
-        let is_old = now_ms.saturating_sub(oldest) >= BEHIND_AGE_MS;
+        let age_ms = now_ms.saturating_sub(oldest);
         let (events, bytes) = self.index.hold_size(hold);
-        HeldShare { events, bytes, is_behind: is_old || self.failures >= BREAKER_FAILURE_COUNT }
+        let is_behind = age_ms >= BEHIND_AGE_MS || self.failures >= BREAKER_FAILURE_COUNT;
+        HeldShare { events, bytes, is_behind, keeps_up: age_ms <= KEEPS_UP_AGE_MS && self.failures == 0 }
     }
 
     /// Number of events of a hold in flight.

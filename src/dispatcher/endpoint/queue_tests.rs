@@ -246,6 +246,21 @@ fn an_endpoint_is_behind_once_its_oldest_event_is_old_whatever_it_answers() {
 }
 
 #[test]
+fn an_endpoint_keeps_up_while_it_takes_its_events_soon_and_without_failures() {
+    let mut queue = new_queue();
+    let keeps_up = |queue: &EndpointQueue, now_ms| queue.held_share(1, now_ms).keeps_up;
+    queue.push(message(1, "a"));
+    assert!(keeps_up(&queue, 500) && !keeps_up(&queue, 501), "its oldest event is old");
+    let body = bodies(&mut queue, 0).remove(0);
+    assert!(!keeps_up(&queue, 501), "in flight");
+    queue.complete_attempt(body.id, FAILED, 10, 0.0);
+    assert!(!keeps_up(&queue, 10), "its last attempt failed");
+    let body = bodies(&mut queue, WINDOW_MS - 1).remove(0);
+    queue.complete_attempt(body.id, AttemptOutcome::Delivered, WINDOW_MS, 0.0);
+    assert!(keeps_up(&queue, WINDOW_MS) && queue.is_clean());
+}
+
+#[test]
 fn a_hold_that_ends_takes_its_events_with_it() {
     let mut queue = new_queue();
     for n in 0..10 {

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     fn share(events: usize, is_behind: bool) -> HeldShare {
-        HeldShare { events, bytes: events * 10, is_behind }
+        HeldShare { events, bytes: events * 10, is_behind, keeps_up: false }
     }
 
     #[test]

@@ -16,6 +16,11 @@ use crate::protocol::registry::WebhookEndpoint;
 
 /// Least interval between two evictions from endpoints that are behind.
 const EVICTION_INTERVAL_MS: u64 = 100;
+/// Unfinished deliveries of a shard to endpoints that keep up, beyond which no record is taken. More would only take memory:
+/// these endpoints take a thousand a second and more, the rate of a shard.
+const READY_DELIVERIES_MAX: usize = 500;
+/// Least interval between two looks at all endpoints for room.
+const ROOM_LOOK_INTERVAL_MS: u64 = 20;
 
 impl ShardWorker {
     /// Queues an event whose turn has come to every endpoint that subscribes to it.
@@ -40,11 +45,24 @@ impl ShardWorker {
         self.tracker.add_deliveries(event.record, targets.len());
         self.resources.metrics.count_released(targets.len());
         self.held_deliveries += targets.len();
+        self.room = self.room.saturating_sub(targets.len());
         for target in targets {
             self.hold.push(&target, event.record, Arc::clone(&outgoing));
         }
         // The event itself is done: its deliveries count in its place.
         self.tracker.finish_event(event.record);
+    }
+
+    /// Updates the number of deliveries that may be queued. Those to endpoints that are slow or fail do not count: the
+    /// others must not wait for them.
+    pub(super) fn update_room(&mut self) {
+        let now = self.mono_ms();
+        if self.held_deliveries < READY_DELIVERIES_MAX {
+            self.room = READY_DELIVERIES_MAX - self.held_deliveries;
+        } else if !self.page.is_empty() && self.room == 0 && now >= self.next_room_ms {
+            self.next_room_ms = now + ROOM_LOOK_INTERVAL_MS;
+            self.room = READY_DELIVERIES_MAX.saturating_sub(self.hold.count_keeping_up());
+        }
     }
 
     /// Drops events of endpoints that are behind, once they hold more than half of a bound together: the other endpoints
