@@ -252,6 +252,13 @@ pub struct PipelinePlan {
     /// Duration of the steady load.
     #[serde(skip)]
     pub calm: Duration,
+    /// Events while one endpoint refuses its own, of which memory is measured.
+    pub refused_events: u64,
+    /// Distinct users who join, over whom memory must not grow.
+    pub users: u64,
+    /// Delay before memory is read after a load, so that free pages have gone back to the system.
+    #[serde(skip)]
+    pub memory_settling: Duration,
     /// Senders of chat messages, ten a second each.
     pub chat_senders: usize,
     /// Windows of chat messages per condition of the stream.
@@ -265,7 +272,7 @@ pub struct PipelinePlan {
 }
 
 impl PipelinePlan {
-    /// The size that the targets are worded for: under 5 minutes.
+    /// The size that the targets are worded for: under 10 minutes.
     #[must_use]
     pub fn full_run() -> Self {
         Self {
@@ -274,10 +281,13 @@ impl PipelinePlan {
             channels: 10_000,
             shards: 16,
             endpoints: 20,
-            events: 100_000,
+            events: 400_000,
             single_events: 20_000,
             calm_per_second: 1_000,
             calm: Duration::from_secs(8),
+            refused_events: 300_000,
+            users: 1_000_000,
+            memory_settling: Duration::from_secs(12),
             chat_senders: 100,
             chat_windows: 5,
             chat_window: Duration::from_secs(4),
@@ -291,9 +301,12 @@ impl PipelinePlan {
         Self {
             quick: true,
             rounds: 1,
-            events: 60_000,
+            events: 120_000,
             single_events: 10_000,
             calm: Duration::from_secs(5),
+            refused_events: 30_000,
+            users: 100_000,
+            memory_settling: Duration::from_secs(5),
             chat_windows: 3,
             chat_window: Duration::from_secs(2),
             chat_settling: Duration::from_secs(1),
@@ -306,6 +319,9 @@ impl PipelinePlan {
     pub fn with_events_max(mut self, events: u64) -> Self {
         self.events = self.events.min(events);
         self.single_events = self.single_events.min(events);
+        self.refused_events = self.refused_events.min(events);
+        self.users = self.users.min(events);
+        self.memory_settling = self.memory_settling.min(Duration::from_millis(100));
         self.calm_per_second = self.calm_per_second.min(100);
         self.calm = self.calm.min(Duration::from_secs(2));
         self.channels = self.channels.min(200);

@@ -149,13 +149,16 @@ impl BenchReport {
             RunSize::Pipeline(plan) => (
                 format!(
                     "events of 300 bytes over {} channels, one in five of state; {} shards, {} endpoints; {} events in \
-                     batches and {} each alone, {} events/s to time them, {} senders of 10 chat messages/s",
+                     batches and {} each alone, {} events/s to time them, {} beside an endpoint that refuses its own, \
+                     {} users, {} senders of 10 chat messages/s",
                     plan.channels,
                     plan.shards,
                     plan.endpoints,
                     plan.events,
                     plan.single_events,
                     plan.calm_per_second,
+                    plan.refused_events,
+                    plan.users,
                     plan.chat_senders,
                 ),
                 plan.rounds,

@@ -88,6 +88,11 @@ impl Feeder {
         self.workload.counts()
     }
 
+    /// Emits only joins of distinct users from now on.
+    pub fn feed_users_only(&mut self) {
+        self.workload.emit_users_only();
+    }
+
     /// Emits so many events more.
     pub async fn feed(&mut self, events: u64, pace: Pace) -> Result<(), BenchError> {
         let (goal, began) = (self.emitted() + events, Instant::now());

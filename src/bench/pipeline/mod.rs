@@ -9,6 +9,7 @@ mod chat;
 mod feeder;
 mod figures;
 mod loopback;
+mod memory;
 mod receiver;
 mod stream_double;
 mod workload;
@@ -62,12 +63,16 @@ pub async fn run(
         let report_step = |step: &str| progress(format!("round {} of {}: {step}", number + 1, plan.rounds));
         rounds.push(run_round(plan, new_kinesis, &mut all, &report_step).await?);
     }
+    progress(format!("{} events beside an endpoint that refuses, then {} users", plan.refused_events, plan.users));
+    let mut bed = TestBed::start(plan, new_kinesis, RecordBatching::Default).await?;
+    let memory = memory::measure_memory(&mut bed, plan).await?;
+    drop(bed);
     progress("chat messages while the stream is down, slow or throttled".to_owned());
     let double = StreamDouble::start(new_kinesis(), plan.shards).await?;
     let app = chat_app()?;
     let server = ServerProcess::start_on_stream(ServerKind::Edge, &stream_connection(&double, &[app])).await?;
     let chat = chat::measure_chat(&server, &double, plan, &mut all).await?;
-    report.figures = compute_pipeline_figures(&rounds, &chat);
+    report.figures = compute_pipeline_figures(&rounds, &memory, &chat);
     report.finish_run(&all, began);
     Ok(report)
 }

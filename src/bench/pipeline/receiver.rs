@@ -1,13 +1,13 @@
 //! The receiver of the run's webhooks: checks each channel's order, and times each client event.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use tokio::time::sleep;
@@ -18,7 +18,7 @@ use super::super::latency::{LatencyHistogram, LatencyRecorder};
 use super::super::load::{RunClock, parse_event};
 use super::super::sequence::{DeliveryTally, EventSequence};
 use super::loopback::serve_on_loopback;
-use super::workload::{ChannelCounts, channel_number};
+use super::workload::{ChannelCounts, app_id, channel_number};
 use crate::process::locks::lock_unpoisoned;
 use crate::protocol::record::EventKind;
 use crate::protocol::webhook::WebhookBody;
@@ -46,6 +46,8 @@ struct Arrivals {
     events: AtomicU64,
     bodies: AtomicU64,
     last_arrival_us: AtomicU64,
+    /// Whether the webhooks of the first app are refused.
+    refuses: AtomicBool,
 }
 
 impl Receiver {
@@ -58,6 +60,7 @@ impl Receiver {
             events: AtomicU64::new(0),
             bodies: AtomicU64::new(0),
             last_arrival_us: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
         });
         let router = Router::new()
             .route("/hook/{app}", post(receive_webhook))
@@ -65,6 +68,11 @@ impl Receiver {
             .with_state(arrivals.clone());
         let (address, stop) = serve_on_loopback(router, "no port for the receiver is free").await?;
         Ok(Self { url: format!("http://{address}/hook"), address, arrivals, _stop: stop })
+    }
+
+    /// Refuses the webhooks of the first app with status 503, or accepts them again.
+    pub fn refuse_first_app(&self, refuses: bool) {
+        self.arrivals.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// Events that have arrived, repeated ones too.
@@ -111,7 +119,10 @@ impl Receiver {
     }
 }
 
-async fn receive_webhook(State(arrivals): State<Arc<Arrivals>>, raw: Bytes) -> StatusCode {
+async fn receive_webhook(State(arrivals): State<Arc<Arrivals>>, Path(app): Path<String>, raw: Bytes) -> StatusCode {
+    if arrivals.refuses.load(Ordering::Relaxed) && app == app_id(0) {
+        return StatusCode::SERVICE_UNAVAILABLE;
+    }
     let Ok(body) = serde_json::from_slice::<WebhookBody>(&raw) else { return StatusCode::BAD_REQUEST };
     let latency = lock_unpoisoned(&arrivals.latency);
     for event in &body.events {

@@ -41,6 +41,8 @@ pub struct Workload {
     visits: usize,
     emitted: ChannelCounts,
     padding: usize,
+    /// One event in so many is a state event.
+    state_event_share: u64,
 }
 
 /// The next events of one channel.
@@ -76,6 +78,7 @@ impl Workload {
             visits: 0,
             emitted: ChannelCounts::default(),
             padding: EVENT_BYTES.saturating_sub(overhead),
+            state_event_share: STATE_EVENT_SHARE,
         }
     }
 
@@ -89,12 +92,17 @@ impl Workload {
         &self.counts
     }
 
+    /// Emits state events only from now on, each of a user of its own.
+    pub fn emit_users_only(&mut self) {
+        self.state_event_share = 1;
+    }
+
     /// Emits the next events: of the next channel in turn, and due at this time of the clock.
     pub async fn emit_next(&mut self, clock: RunClock) -> Result<(&ChannelKey, NextEvents), BenchError> {
         let number = self.visits % self.subjects.len();
         self.visits += 1;
         let (subject, counts) = (&self.subjects[number], &mut self.counts[number]);
-        if self.emitted.state * STATE_EVENT_SHARE < self.emitted.client + self.emitted.state + 1 {
+        if self.emitted.state * self.state_event_share < self.emitted.client + self.emitted.state + 1 {
             // A new member each time: the return of one within seconds would cancel its departure.
             let user_id = format!("user-{}", self.visits);
             let member = PresenceMember { user_id, user_info: serde_json::Value::Null };
@@ -130,7 +138,8 @@ pub fn channel_number(channel: &str) -> Option<usize> {
     channel.strip_prefix(CHANNEL_PREFIX)?.parse().ok()
 }
 
-fn app_id(number: usize) -> String {
+/// The id of an app, by its number.
+pub fn app_id(number: usize) -> String {
     (1_000 + number).to_string()
 }
 
