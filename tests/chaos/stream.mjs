@@ -95,11 +95,13 @@ export function connectStream(port) {
     },
     /** Every record of a stream: its data as text, its time in ms, and its shard. */
     async readAll(stream) {
+      // The emulator may close an idle connection just when the next call is sent on it.
+      const read = (action, body) => call(action, body).catch(() => call(action, body));
       const records = [];
       for (const { ShardId } of await listShards(stream)) {
-        const first = await call("GetShardIterator", { StreamName: stream, ShardId, ShardIteratorType: "TRIM_HORIZON" });
+        const first = await read("GetShardIterator", { StreamName: stream, ShardId, ShardIteratorType: "TRIM_HORIZON" });
         for (let iterator = first.ShardIterator; iterator;) {
-          const page = await call("GetRecords", { ShardIterator: iterator });
+          const page = await read("GetRecords", { ShardIterator: iterator });
           for (const { Data, ApproximateArrivalTimestamp: seconds } of page.Records) {
             records.push({ text: Buffer.from(Data, "base64").toString("utf8"), at: Math.round(seconds * 1_000), shard: ShardId });
           }
