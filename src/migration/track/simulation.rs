@@ -1,11 +1,12 @@
 //! A world for the machine's tests: a record's object, a zone that follows it later, two clusters and a person.
 
+use super::gates::judge_gates;
 use super::{
-    AnswerSample, PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof,
+    AnswerSample, GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof,
     advance_track, describe_track, needed_queries,
 };
 use crate::api::migration::{
-    ApprovalMode, FailureReaction, MigrationPhase, MigrationReason, RealtimeMigration, TrackProgress, TrackTransport,
+    ApprovalMode, FailureReaction, GateState, MigrationPhase, MigrationReason, RealtimeMigration, TrackProgress, TrackTransport,
 };
 
 /// Time between two turns.
@@ -75,6 +76,7 @@ impl World {
                 written: None,
                 answers: None,
                 sessions: None,
+                gates: GateEvidence::default(),
                 approved_hash: Some(HASH.to_owned()),
                 approved_through: Some(255),
                 resume_token: String::new(),
@@ -204,6 +206,8 @@ impl World {
             let proof = self.observations.target.as_ref().map(|reading| &reading.proof);
             assert_eq!(proof, Some(&TrackProof::Passing), "a target that does not pass gets weight {weight}");
             assert_eq!(self.observations.approved_hash.as_deref(), Some(HASH), "without approval");
+            let gates = judge_gates(&self.plan, &self.stored, &self.observations, self.now_ms);
+            assert!(gates.iter().all(|gate| gate.state != GateState::Failing), "weight {weight}: {gates:?}");
             assert!(!self.observations.is_suspended, "a suspended move gets weight {weight}");
         }
     }

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::record::MANAGED_BY;
-use super::sessions::{EdgeControl, count_opened_sessions};
-use super::snapshot_reader::SnapshotReader;
+use super::sessions::{EdgeControl, count_opened_sessions, sum_fresh_loads};
+use super::snapshot_reader::{SnapshotReader, read_delivery};
 use super::source::read_digest_key;
 use crate::api::migration::SNAPSHOT_KEY_FIELD;
 use crate::api::{PUBLISH_SNAPSHOT_ANNOTATION, RealtimeCluster, SecretKeyRef};
@@ -25,6 +25,9 @@ use crate::process::locks::lock_unpoisoned;
 
 /// Time between two looks for clusters whose snapshot is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Longest time without a publication or a look: both beat. An Event about a publication is part of it.
+const PUBLISHER_SILENCE_MAX: Duration = Duration::from_mins(2);
 
 /// Bounds the publication of one snapshot.
 const PUBLICATION_TIMEOUT: Duration = Duration::from_mins(1);
@@ -118,8 +121,14 @@ impl SnapshotPublisher {
         if snapshot.servers.is_empty() {
             return Err("no server of the cluster is deployed".to_owned());
         }
-        let sessions = count_opened_sessions(&self.edges.sessions(cluster), now_ms);
-        let snapshot = ClusterSnapshot { sessions, taken_at: Some(format_time(now_ms)), ..snapshot };
+        let looks = self.edges.sessions(cluster);
+        let snapshot = ClusterSnapshot {
+            sessions: count_opened_sessions(&looks, now_ms),
+            loads: sum_fresh_loads(&looks, now_ms),
+            delivery: Some(read_delivery(&self.context, cluster)),
+            taken_at: Some(format_time(now_ms)),
+            ..snapshot
+        };
         let content = snapshot.without_times();
         {
             let all = lock_unpoisoned(&self.published);
