@@ -51,10 +51,8 @@ mod tests {
     fn edges_are_summed_by_server_and_those_that_share_their_limit_are_counted_with_it() {
         use ServerKind::{Sockjs, Websocket};
         let flow = |open| SessionFlow { open, opened: 9 * open };
-        let (both, sockjs) = (
-            BTreeMap::from([(Sockjs, flow(30)), (Websocket, flow(500))]),
-            BTreeMap::from([(Sockjs, flow(7))]),
-        );
+        let (both, sockjs) =
+            (BTreeMap::from([(Sockjs, flow(30)), (Websocket, flow(500))]), BTreeMap::from([(Sockjs, flow(7))]));
         let sum = |reports: &[EdgeReport<'_>]| sum_edge_loads(reports.iter().copied());
         let one = |edges, sessions_max, open, others| EdgeLoad { edges, sessions_max, open, others };
         assert!(sum(&[]).is_empty());
@@ -62,6 +60,9 @@ mod tests {
         assert_eq!(found[&Sockjs], one(2, 1_200, 44, 500), "one that drains has sessions, and takes none");
         assert_eq!(found[&Websocket], one(1, 1_000, 500, 30));
         let found = sum(&[(&sockjs, None), (&both, Some(1_000)), (&sockjs, Some(200))]);
-        assert!(!found.contains_key(&Sockjs) && found.contains_key(&Websocket), "an edge of an older release: {found:?}");
+        assert!(
+            !found.contains_key(&Sockjs) && found.contains_key(&Websocket),
+            "an edge of an older release: {found:?}"
+        );
     }
 }

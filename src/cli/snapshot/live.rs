@@ -65,8 +65,7 @@ impl LiveReader {
             .inspect_err(|error| eprintln!("realtime: note: states of webhook endpoints were not read: {error}"))
             .ok();
         let cluster_part = ClusterSnapshot::of_cluster(&cluster, servers);
-        let snapshot =
-            ClusterSnapshot { sessions, loads: loads.unwrap_or_default(), delivery, apps, ..cluster_part };
+        let snapshot = ClusterSnapshot { sessions, loads: loads.unwrap_or_default(), delivery, apps, ..cluster_part };
         Ok(self.seal_now(snapshot, cluster.metadata.uid.as_deref()))
     }
 

@@ -208,7 +208,15 @@ mod tests {
         let broken = || delivery(200, &[("1", "a"), ("1", "b"), ("2", "a")]);
         let cases = [
             ("none fails", Some(delivery(200, &[])), Some(delivery(300, &[])), Some(20), 1, Passing, "0 of 200"),
-            ("the same fail at both", Some(broken()), Some(broken()), Some(20), 0, Passing, "3 of 200 fail at the source"),
+            (
+                "the same fail at both",
+                Some(broken()),
+                Some(broken()),
+                Some(20),
+                0,
+                Passing,
+                "3 of 200 fail at the source",
+            ),
             ("exactly one percent", Some(broken()), Some(delivery(9, &[("1", "a")])), Some(20), 1, Passing, "2 of 200"),
             ("more than one percent", Some(broken()), Some(delivery(9, &[])), Some(20), 1, Failing, "1/a, 1/b, 2/a"),
             ("a larger limit", Some(broken()), Some(delivery(9, &[])), Some(20), 2, Passing, "3 of 200"),
@@ -250,7 +258,15 @@ mod tests {
             ("the first step", Some(load(1, 137, 0, 0)), source, (1, 20), 30, Failing, "leads to 96 "),
             ("rounded up", Some(load(1, 138, 0, 0)), source, (1, 20), 30, Passing, "96 of them"),
             ("those that are there", Some(load(2, 3_000, 1_500, 0)), source, (255, 1), 30, Failing, "leads to 3493"),
-            ("a source that shrank", Some(load(9, 9_000, 1_501, 0)), source, (20, 20), 30, Failing, "to 4001 at the source"),
+            (
+                "a source that shrank",
+                Some(load(9, 9_000, 1_501, 0)),
+                source,
+                (20, 20),
+                30,
+                Failing,
+                "to 4001 at the source",
+            ),
             ("a source that has just room", Some(load(9, 9_000, 1_500, 0)), source, (20, 20), 30, Passing, "4000 at"),
             ("no edge takes clients", Some(load(0, 0, 0, 0)), source, (1, 20), 30, Failing, "0 edges take 0"),
             ("an unknown source", Some(load(2, 2_000, 1_400, 0)), None, (20, 20), 30, Unavailable, "no snapshot"),

@@ -1,8 +1,8 @@
 //! The plan of one track, in ms, as its manifest has it.
 
 use crate::api::migration::{
-    ApprovalMode, DeliveryGate, FailureReaction, HeadroomGate, MigrationTrack, RECORD_WEIGHT_MAX, RealtimeMigrationSpec,
-    RollbackSessions,
+    ApprovalMode, DeliveryGate, FailureReaction, HeadroomGate, MigrationTrack, RECORD_WEIGHT_MAX,
+    RealtimeMigrationSpec, RollbackSessions,
 };
 
 /// Weight of the source's record after the cutover: 255 against 1 are 99.6 % of lookups, and the brake still works.

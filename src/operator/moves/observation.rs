@@ -18,11 +18,12 @@ use crate::api::{RealtimeCluster, RealtimeMigration};
 use crate::config::ServerKind;
 use crate::gate::Verdict;
 use crate::migration::track::{
-    AnswerSample, ClusterEvidence, GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackObservations, TrackPlan, TrackProof,
+    AnswerSample, ClusterEvidence, GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackObservations,
+    TrackPlan, TrackProof,
 };
 use crate::migration::{
-    ClusterSnapshot, DeliverySnapshot, FindingCode, ReviewOptions, VariableValue, find_session_obstacle, fingerprint_servers,
-    review_migration,
+    ClusterSnapshot, DeliverySnapshot, FindingCode, ReviewOptions, VariableValue, find_session_obstacle,
+    fingerprint_servers, review_migration,
 };
 use crate::operator::context::ControllerContext;
 use crate::prober::{EdgeSessions, prove_track};

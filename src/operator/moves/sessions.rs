@@ -100,6 +100,9 @@ mod tests {
             assert_eq!(count_open_sessions(&looks, Sockjs, now_ms), open, "{case}");
             let opened = count_opened_sessions(&looks, now_ms);
             assert_eq!(opened.is_some(), is_counted, "{case}: {opened:?}");
+            let load = sum_fresh_loads(&looks, now_ms).get(&Sockjs).copied();
+            assert_eq!(load.map(|load| load.open), open, "{case}: {load:?}");
+            assert!(load.is_none_or(|load| load.sessions_max == load.edges * 1_000), "{case}: {load:?}");
             let counts = opened.iter().flat_map(|found| found.processes.values()).flat_map(BTreeMap::values);
             assert!(counts.copied().all(|count| count == 100), "{case}: {opened:?}");
         }

@@ -127,7 +127,8 @@ impl EdgeControl for TestEdges {
         let (open, opened) = (self.open.load(Ordering::Relaxed), self.opened.load(Ordering::Relaxed));
         let servers = [(ServerKind::Sockjs, SessionFlow { open, opened })].into();
         let sessions_max = Some(self.sessions_max.load(Ordering::Relaxed));
-        let pods = [("eu-sockjs-1".to_owned(), PodSessions { process: "one".to_owned(), servers, sessions_max })].into();
+        let pods =
+            [("eu-sockjs-1".to_owned(), PodSessions { process: "one".to_owned(), servers, sessions_max })].into();
         vec![Arc::new(EdgeSessions { at_ms: self.now_ms.load(Ordering::Relaxed), pods, unread: 0 })]
     }
 

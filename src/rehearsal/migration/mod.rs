@@ -28,8 +28,8 @@ use crate::config::ServerKind;
 use crate::desired::SecretTexts;
 use crate::gate::{GatePhase, Verdict};
 use crate::migration::track::{
-    GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof, advance_track,
-    needed_queries,
+    GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof,
+    advance_track, needed_queries,
 };
 use crate::prober::{ProbeApp, prove_track};
 use crate::process::clock::now_ms;
