@@ -84,9 +84,9 @@ impl fmt::Display for GateName {
 /// States of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum GateState {
-    /// The condition holds.
+    /// The condition of the gate holds.
     Passing,
-    /// The condition does not hold: no bake counts, and no weight rises.
+    /// The condition of the gate does not hold: no bake counts, and no weight rises.
     Failing,
     /// The condition cannot be measured. It holds the track only if it failed before.
     Unavailable,
@@ -94,7 +94,7 @@ pub enum GateState {
 
 /// State of one gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct GateStatus {
+pub struct TrackGateStatus {
     /// Name of the gate.
     pub name: GateName,
     /// State of the gate.

@@ -6,7 +6,7 @@
 mod gates;
 mod status;
 
-pub use gates::{DeliveryGate, GateName, GateState, GateStatus, HeadroomGate, MigrationGates};
+pub use gates::{DeliveryGate, GateName, GateState, HeadroomGate, MigrationGates, TrackGateStatus};
 pub use status::{
     BrakeTest, MigrationPhase, MigrationReason, RealtimeMigrationStatus, RecordedRollback, SnapshotIdentity,
     TrackProgress, TrackStatus,

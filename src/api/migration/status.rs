@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GateName, GateStatus, TrackTransport};
+use super::{GateName, TrackGateStatus, TrackTransport};
 
 /// Observed state of a move.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -86,7 +86,7 @@ pub struct TrackStatus {
     pub sessions_left: Option<u64>,
     /// State of each gate beyond the proof.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub gates: Vec<GateStatus>,
+    pub gates: Vec<TrackGateStatus>,
     /// Reason of the phase.
     pub reason: MigrationReason,
     /// The event in a sentence.

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use super::{TrackObservations, TrackPlan};
 use crate::api::EnabledState;
 use crate::api::migration::{
-    DeliveryGate, GateName, GateState, GateStatus, HeadroomGate, MigrationPhase, RollbackSessions, TrackProgress,
+    DeliveryGate, GateName, GateState, HeadroomGate, MigrationPhase, RollbackSessions, TrackGateStatus, TrackProgress,
 };
 use crate::migration::{DeliverySnapshot, EdgeLoad};
 
@@ -43,7 +43,7 @@ pub(super) fn judge_gates(
     progress: &TrackProgress,
     observations: &TrackObservations,
     now_ms: u64,
-) -> Vec<GateStatus> {
+) -> Vec<TrackGateStatus> {
     if matches!(progress.phase, MigrationPhase::Completed | MigrationPhase::RollingBack) {
         return vec![];
     }
@@ -54,23 +54,23 @@ pub(super) fn judge_gates(
     let mut found = Vec::new();
     if plan.delivery.state == EnabledState::Enabled {
         let (state, message) = judge_delivery(plan.delivery, observations, target, source);
-        found.push(GateStatus { name: GateName::Delivery, state, message });
+        found.push(TrackGateStatus { name: GateName::Delivery, state, message });
     }
     if plan.headroom.state == EnabledState::Enabled {
         let step = next_step(progress);
         let weights = (plan.step(step).weight, plan.source_weight_at(step));
         let returns = plan.after_rollback == RollbackSessions::Drain;
         let (state, message) = judge_headroom(plan.headroom, weights, returns, (target.load, source.load));
-        found.push(GateStatus { name: GateName::Headroom, state, message });
+        found.push(TrackGateStatus { name: GateName::Headroom, state, message });
     }
     found
 }
 
 /// The gates that hold a track: those that fail, and those that failed before and cannot be measured any more. Without a
 /// weight nothing is remembered.
-pub(super) fn list_failing(former: &[GateName], gates: &[GateStatus], written: Option<u8>) -> Vec<GateName> {
+pub(super) fn list_failing(former: &[GateName], gates: &[TrackGateStatus], written: Option<u8>) -> Vec<GateName> {
     let has_clients = written.is_some_and(|weight| weight > 0);
-    let holds = |gate: &&GateStatus| match gate.state {
+    let holds = |gate: &&TrackGateStatus| match gate.state {
         GateState::Passing => false,
         GateState::Failing => true,
         GateState::Unavailable => has_clients && former.contains(&gate.name),
@@ -79,7 +79,7 @@ pub(super) fn list_failing(former: &[GateName], gates: &[GateStatus], written: O
 }
 
 /// The reason for which gates hold a track; `None` when none does.
-pub(super) fn describe_hold(failing: &[GateName], gates: &[GateStatus]) -> Option<String> {
+pub(super) fn describe_hold(failing: &[GateName], gates: &[TrackGateStatus]) -> Option<String> {
     let holding = gates.iter().filter(|gate| failing.contains(&gate.name));
     let texts: Vec<String> = holding
         .map(|gate| match gate.state {
@@ -290,7 +290,7 @@ mod tests {
     fn a_gate_that_failed_holds_until_it_is_measured_again() {
         use GateName::{Delivery, Headroom};
         use GateState::{Failing, Passing, Unavailable};
-        let gate = |name, state| GateStatus { name, state, message: "numbers".to_owned() };
+        let gate = |name, state| TrackGateStatus { name, state, message: "numbers".to_owned() };
         let cases = [
             ("both pass", vec![Delivery, Headroom], Passing, Passing, Some(20), vec![]),
             ("one fails", vec![], Passing, Failing, Some(20), vec![Headroom]),
