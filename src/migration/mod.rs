@@ -6,6 +6,8 @@
 //! should have. This room must not know clients or clocks, nor how objects are rendered.
 
 mod app_digest;
+mod delivery;
+mod edge_load;
 mod fingerprint;
 mod markdown;
 mod new_sessions;
@@ -23,6 +25,8 @@ pub mod track;
 mod workload;
 
 pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
+pub use delivery::DeliverySnapshot;
+pub use edge_load::{EdgeLoad, EdgeReport, sum_edge_loads};
 pub use fingerprint::fingerprint_servers;
 pub use markdown::render_markdown;
 pub use new_sessions::{NewSessions, SessionSnapshot};

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::record::{WeightedRecord, endpoint_name};
 use super::track::{MoveLimits, TrackPlan, describe_duration, share_of};
-use crate::api::RealtimeMigration;
 use crate::api::migration::{
     FailureReaction, MigrationTrack, RecordEngine, RollbackSessions, SourceKind, TrackTransport,
 };
+use crate::api::{EnabledState, RealtimeMigration};
 
 /// Time from a fault to the target's failed proof: a round of journeys every 15 s by default, and 20 s of confirmation.
 const DETECTION_SECONDS: u64 = 35;
@@ -196,7 +196,7 @@ fn list_aborts(plan: &TrackPlan, minutes: u64) -> Vec<AbortRule> {
         FailureReaction::Freeze => "the weight stays (onFailure: Freeze) until a person decides",
     };
     let unknown = describe_duration(plan.limits.unknown_ms);
-    vec![
+    let mut rules = vec![
         rule("the target fails, and the source passes or is not known", failing),
         rule("both fail at one hop", "the weight stays: they share the cause, and moving cannot help"),
         rule("the source fails, and the target passes", "the weight stays, and a person decides"),
@@ -206,7 +206,27 @@ fn list_aborts(plan: &TrackPlan, minutes: u64) -> Vec<AbortRule> {
         rule("the answers do not fit the weight any more", "the bake stops until they do"),
         rule("no other record is answered", "the weight stays: without it nothing would be answered"),
         rule("the migration is deleted before its end", "weight 0, then no record, then the object goes"),
-    ]
+    ];
+    rules.extend(list_gate_rules(plan));
+    rules
+}
+
+/// The gates beyond the proof, as far as they are enabled.
+fn list_gate_rules(plan: &TrackPlan) -> Vec<AbortRule> {
+    let hold = "the weight stays, no bake counts and no weight rises until they pass, or a person decides";
+    let delivery = (plan.delivery.state == EnabledState::Enabled).then(|| {
+        let most = plan.delivery.max_delta;
+        format!("more than {most} % of the webhook endpoints fail at the target and not at the source")
+    });
+    let headroom = (plan.headroom.state == EnabledState::Enabled).then(|| {
+        let way_back = match plan.after_rollback {
+            RollbackSessions::Drain => ", or all clients none at the source",
+            RollbackSessions::Keep => "",
+        };
+        let reserve = plan.headroom.reserve;
+        format!("the clients of the next weight have no room at the target beyond a reserve of {reserve} %{way_back}")
+    });
+    delivery.into_iter().chain(headroom).map(|when| AbortRule { when, then: hold.to_owned() }).collect()
 }
 
 fn list_notes(plan: &TrackPlan, track: &MigrationTrack) -> Vec<String> {
@@ -344,6 +364,19 @@ mod tests {
         for part in ["4 min after a fault", "aws/weight", "change-batch '{\"", "--policy sync", "at least 11 d 1 h"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn gates_that_are_enabled_are_in_the_plan() {
+        let rules = |more: &str| -> Vec<String> {
+            let track = outline(more).tracks.remove(0);
+            let gates = track.aborts.into_iter().filter(|rule| rule.then.contains("until they pass"));
+            gates.map(|rule| rule.when).collect()
+        };
+        let all = rules("onFailure: Rollback");
+        assert!(all.len() == 2 && all[0].starts_with("more than 1 %") && all[1].contains("30 %, or all"), "{all:?}");
+        let one = rules("afterRollback: Keep, gates: { delivery: { state: Disabled }, headroom: { reserve: 10 } }");
+        assert!(one.len() == 1 && one[0].ends_with("a reserve of 10 %"), "{one:?}");
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl ClusterSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::SnapshotOrigin;
+    use crate::config::ServerKind;
+    use crate::migration::{DeliverySnapshot, EdgeLoad, SnapshotOrigin};
 
     const NOW_MS: u64 = 1_790_000_000_000;
 
@@ -96,6 +97,24 @@ mod tests {
         assert_eq!(read.check_seal(&key, NOW_MS), Ok(()));
         assert_eq!(read.check_seal(&key, NOW_MS + VALIDITY_MS - 1), Ok(()));
         assert!(matches!(read.check_seal(&key, NOW_MS + VALIDITY_MS), Err(SealFault::Stale(_))));
+    }
+
+    #[test]
+    fn the_numbers_of_gates_are_signed_and_read_back() {
+        let mut snapshot = ClusterSnapshot::new(SnapshotOrigin::Operator, "a/b".to_owned(), [].into());
+        let load = EdgeLoad { edges: 2, sessions_max: 9_000, open: 70, others: 5 };
+        let names = ["orders".to_owned()].into();
+        snapshot.loads = [(ServerKind::Sockjs, load)].into();
+        snapshot.delivery = Some(DeliverySnapshot { attempted: 3, failing: [("17".into(), names)].into() });
+        let key = digester("0123456789abcdef");
+        let snapshot = snapshot.seal(&key, "1a2b", NOW_MS);
+        let value = serde_json::to_value(&snapshot).expect("JSON");
+        let yaml = serde_yaml::to_string(&value).expect("YAML");
+        let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
+        assert_eq!((read.check_seal(&key, NOW_MS), &read), (Ok(()), &snapshot));
+        let mut forged = read;
+        forged.loads.clear();
+        assert_eq!(forged.check_seal(&key, NOW_MS), Err(SealFault::Forged));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AppDigest, SessionSnapshot};
+use super::{AppDigest, DeliverySnapshot, EdgeLoad, SessionSnapshot};
 use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
 use crate::api::conditions::condition;
@@ -48,6 +48,12 @@ pub struct ClusterSnapshot {
     /// Counts of the edges' sessions; `None` where they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions: Option<SessionSnapshot>,
+    /// Load of the edges, by the server whose transports they carry; without those whose edges do not report it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loads: BTreeMap<ServerKind, EdgeLoad>,
+    /// Deliveries to the endpoints of customers; `None` where they were not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delivery: Option<DeliverySnapshot>,
     /// The apps; `None` when they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apps: Option<BTreeMap<AppId, AppDigest>>,
@@ -175,6 +181,8 @@ impl ClusterSnapshot {
             stream: None,
             gate: None,
             sessions: None,
+            loads: BTreeMap::new(),
+            delivery: None,
             apps: None,
             seal: None,
         }

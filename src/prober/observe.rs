@@ -60,6 +60,8 @@ pub struct PodSessions {
     pub process: String,
     /// Sessions by the server whose transports carry them.
     pub servers: BTreeMap<ServerKind, SessionFlow>,
+    /// Sessions that the pod takes over all transports, open ones included; `None` from one of an older release.
+    pub sessions_max: Option<u64>,
 }
 
 /// A pod's name, and its two answers as far as they came.
@@ -238,9 +240,10 @@ impl PodObserver {
         let mut sessions = EdgeSessions { at_ms: clock::now_ms(), ..EdgeSessions::default() };
         let mut answers = stream::iter(looks).buffer_unordered(CONCURRENT_REQUESTS_MAX);
         while let Some((pod, seen, flow)) = answers.next().await {
-            let FlowReport { recorder, dispatcher, process, sessions: servers, .. } = flow.unwrap_or_default();
+            let FlowReport { recorder, dispatcher, process, sessions: servers, sessions_max, .. } =
+                flow.unwrap_or_default();
             if !servers.is_empty() {
-                sessions.pods.insert(pod.clone(), PodSessions { process, servers });
+                sessions.pods.insert(pod.clone(), PodSessions { process, servers, sessions_max });
             }
             if let Some(flow) = dispatcher {
                 observation.dispatchers.insert(pod.clone(), flow);

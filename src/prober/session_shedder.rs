@@ -103,7 +103,7 @@ mod tests {
         assert!(!observer.move_share(&token, nobody, ServerKind::Sockjs, 20).await);
         let pod = |pod: &str, server, open| {
             let servers = BTreeMap::from([(server, SessionFlow { open, opened: 9 })]);
-            (pod.to_owned(), PodSessions { process: "01J".to_owned(), servers })
+            (pod.to_owned(), PodSessions { process: "01J".to_owned(), servers, sessions_max: None })
         };
         let pods = [
             pod("busy", ServerKind::Sockjs, 3),

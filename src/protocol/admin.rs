@@ -54,6 +54,10 @@ pub struct FlowReport {
     /// Sessions of clients by the server whose transports carry them, those of journeys apart; present on an edge.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub sessions: BTreeMap<ServerKind, SessionFlow>,
+    /// Sessions that the edge takes over all transports, open ones included; 0 while it is not admitted or drains. Absent
+    /// from a process of an older release, and from a dispatcher.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sessions_max: Option<u64>,
     /// The recorder's flow, present on an edge.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub recorder: Option<RecorderFlow>,
@@ -253,6 +257,7 @@ mod tests {
             process: "b".into(),
             started_ms: 1,
             sessions: BTreeMap::new(),
+            sessions_max: None,
             recorder: Some(RecorderFlow::default()),
             dispatcher: None,
         };

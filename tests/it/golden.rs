@@ -323,7 +323,7 @@ fn effective_and_flow() {
     let with_letters = DispatcherFlow { dead_letter: Some(letters), ..dispatcher.clone() };
     let sessions = BTreeMap::from([(ServerKind::Sockjs, SessionFlow { open: 5, opened: 9 })]);
     let empty = FlowReport { process: "01JPROCESS".into(), started_ms: 1_700_000_000_000, ..FlowReport::default() };
-    let edge = FlowReport { sessions, recorder: Some(recorder), ..empty.clone() };
+    let edge = FlowReport { sessions, sessions_max: Some(9_830), recorder: Some(recorder), ..empty.clone() };
     let of_dispatcher = |flow| FlowReport { dispatcher: Some(flow), ..empty.clone() };
     golden_json("flow.jsonl", &[edge, of_dispatcher(dispatcher), of_dispatcher(with_letters)]);
 }

@@ -3,8 +3,10 @@
 //! In: nothing. Out: the desired move with its rules, and the status that a person reads. The decisions are those of the
 //! room `migration`; this one must not know them.
 
+mod gates;
 mod status;
 
+pub use gates::{DeliveryGate, GateName, GateState, HeadroomGate, MigrationGates, TrackGateStatus};
 pub use status::{
     BrakeTest, MigrationPhase, MigrationReason, RealtimeMigrationStatus, RecordedRollback, SnapshotIdentity,
     TrackProgress, TrackStatus,
@@ -219,7 +221,7 @@ pub struct MigrationTrack {
     /// Treatment of the sessions that are open at the target once a rollback has taken its lookups.
     #[serde(default)]
     pub after_rollback: RollbackSessions,
-    /// Limits within which the target counts as proven.
+    /// Conditions under which the track goes on.
     #[serde(default)]
     pub gates: MigrationGates,
 }
@@ -291,21 +293,6 @@ pub enum RollbackSessions {
     Keep,
 }
 
-/// Limits within which the target counts as proven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct MigrationGates {
-    /// Seconds for which the target's proof may be unknown before its weight becomes 0.
-    #[schemars(range(min = 10, max = 600))]
-    pub unknown_seconds: u32,
-}
-
-impl Default for MigrationGates {
-    fn default() -> Self {
-        Self { unknown_seconds: 120 }
-    }
-}
-
 /// Steps that wait for a person.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ApprovalMode {
@@ -355,6 +342,7 @@ fn default_steps() -> Vec<MigrationStep> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::EnabledState;
 
     #[test]
     fn a_short_manifest_has_the_defaults_of_the_page() {
@@ -363,6 +351,8 @@ mod tests {
         assert!(found.validate_cel().is_ok(), "{:?}", found.validate_cel());
         let track = &found.spec.tracks[0];
         assert_eq!((found.spec.source.weight, track.ttl_seconds, track.gates.unknown_seconds), (20, 60, 120));
+        let (delivery, headroom) = (track.gates.delivery, track.gates.headroom);
+        assert_eq!((delivery.max_delta, headroom.reserve, headroom.state), (1, 30, EnabledState::Enabled));
         assert_eq!(track.steps.iter().map(|step| step.weight).collect::<Vec<_>>(), [1, 5, 20, 60, 180, 250]);
         assert_eq!((track.cutover.bake_seconds, track.on_failure), (604_800, FailureReaction::Rollback));
         assert_eq!((found.spec.approval, track.engine), (ApprovalMode::Cutover, RecordEngine::DNSEndpoint));

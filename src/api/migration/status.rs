@@ -7,7 +7,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::TrackTransport;
+use super::{GateName, TrackGateStatus, TrackTransport};
 
 /// Observed state of a move.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -84,6 +84,9 @@ pub struct TrackStatus {
     /// Sessions of clients that are left at the target after a rollback; absent otherwise, and while they are not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions_left: Option<u64>,
+    /// State of each gate beyond the proof.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<TrackGateStatus>,
     /// Reason of the phase.
     pub reason: MigrationReason,
     /// The event in a sentence.
@@ -166,6 +169,8 @@ pub enum MigrationReason {
     FingerprintChanged,
     /// The bake is over, and the next step needs an approval.
     ApprovalMissing,
+    /// A gate beyond the proof fails: no bake counts, and no weight rises.
+    GateFailing,
     /// The manifest suspends the move.
     Suspended,
     /// The target has weight 255, and the source's record still has its former weight.
@@ -194,7 +199,7 @@ pub enum MigrationReason {
 
 impl MigrationReason {
     /// Every reason, in the order of a move.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ClusterMissing,
         Self::PreflightFailed,
         Self::RecordExists,
@@ -209,6 +214,7 @@ impl MigrationReason {
         Self::BakeRunning,
         Self::FingerprintChanged,
         Self::ApprovalMissing,
+        Self::GateFailing,
         Self::Suspended,
         Self::SourceWeightAwaited,
         Self::MoveCompleted,
@@ -259,6 +265,9 @@ pub struct TrackProgress {
     pub unknown_ms: Option<u64>,
     /// Part of the step's bake that is over, in ms.
     pub baked_ms: u64,
+    /// Gates that failed when they were last measured, at the present record.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failing_gates: Vec<GateName>,
     /// Fingerprint of the target for which the bake counts.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub fingerprint: String,

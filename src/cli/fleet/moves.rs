@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::columns::align_columns;
 use crate::api::RealtimeMigration;
-use crate::api::migration::{MigrationPhase, MigrationTrack, TrackStatus};
+use crate::api::migration::{MigrationPhase, MigrationReason, MigrationTrack, TrackStatus};
 
 /// One track of a move of one context.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -73,15 +73,16 @@ impl MoveRow {
             reason: status.map_or_else(|| "NoOperator".to_owned(), |status| status.reason.to_string()),
             message: text(|status| status.message.clone()),
             next_step: text(|status| status.next_step.clone()),
-            is_stopped: status.is_some_and(|status| is_stopped(status.progress.phase)),
+            is_stopped: status.is_some_and(is_stopped),
         }
     }
 }
 
-/// Whether a move of this phase was stopped, or went back.
-fn is_stopped(phase: MigrationPhase) -> bool {
+/// Whether a track was stopped, is held by a gate, or went back.
+fn is_stopped(track: &TrackStatus) -> bool {
     use MigrationPhase::{Failed, Frozen, RolledBack, RollingBack};
-    matches!(phase, Frozen | RollingBack | RolledBack | Failed)
+    let is_held = track.reason == MigrationReason::GateFailing;
+    is_held || matches!(track.progress.phase, Frozen | RollingBack | RolledBack | Failed)
 }
 
 /// Renders the rows for a person; nothing without rows. Writing to a text cannot fail.
@@ -147,6 +148,8 @@ mod tests {
 
     #[test]
     fn a_move_that_stopped_says_why_and_what_is_next() {
+        let held = status("Baking").replace("reason: BakeRunning", "reason: GateFailing");
+        assert!(MoveRow::of_move("new", &migration(&held))[0].is_stopped, "a gate holds it");
         let rows = MoveRow::of_move("new", &migration(&status("RolledBack")));
         assert!(rows[0].is_stopped);
         assert_eq!(render_moves(&rows).lines().last(), Some("new, channels/sockjs-to-eks: it bakes; next: wait"));

@@ -13,14 +13,17 @@ use super::super::cluster_api::{build_cluster_api, build_namespaced_api, describ
 use super::super::ledger::read_flow;
 use super::super::live_snapshots::DEPLOYMENT_SELECTOR;
 use super::ForeignDeployment;
+use crate::api::RealtimeApp;
 use crate::config::ServerKind;
 use crate::desired::decode_secret;
 use crate::kubernetes::apply::is_owned_by;
 use crate::migration::{
-    ClusterSnapshot, EnvironmentTexts, SecretDigester, SessionSnapshot, SnapshotOrigin, read_server,
+    ClusterSnapshot, DeliverySnapshot, EdgeLoad, EnvironmentTexts, SecretDigester, SessionSnapshot, SnapshotOrigin,
+    read_server, sum_edge_loads,
 };
 use crate::operator::{digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers};
 use crate::process::clock::{format_time, now_ms};
+use crate::protocol::admin::FlowReport;
 
 /// Reads one namespace of an API server.
 pub struct LiveReader {
@@ -56,12 +59,25 @@ impl LiveReader {
         let sessions = self.count_sessions(name).await;
         let sessions =
             sessions.inspect_err(|error| eprintln!("realtime: note: sessions were not counted: {error}")).ok();
-        let snapshot = ClusterSnapshot { sessions, apps, ..ClusterSnapshot::of_cluster(&cluster, servers) };
+        let (sessions, loads) = sessions.unzip();
+        let delivery = self.read_delivery(name).await;
+        let delivery = delivery
+            .inspect_err(|error| eprintln!("realtime: note: states of webhook endpoints were not read: {error}"))
+            .ok();
+        let cluster_part = ClusterSnapshot::of_cluster(&cluster, servers);
+        let snapshot = ClusterSnapshot { sessions, loads: loads.unwrap_or_default(), delivery, apps, ..cluster_part };
         Ok(self.seal_now(snapshot, cluster.metadata.uid.as_deref()))
     }
 
-    /// Counts the sessions that the edges of a cluster opened, from each of their pods.
-    async fn count_sessions(&self, name: &str) -> Result<SessionSnapshot, String> {
+    /// Reads the deliveries of a cluster from the status of the apps beside it.
+    async fn read_delivery(&self, name: &str) -> Result<DeliverySnapshot, String> {
+        let apps: Api<RealtimeApp> = Api::namespaced(self.client.clone(), &self.namespace);
+        let apps = apps.list(&ListParams::default()).await.map_err(|error| describe_error(&error))?;
+        Ok(DeliverySnapshot::of_apps(name, &apps.items))
+    }
+
+    /// Counts the sessions at the edges of a cluster, from each of their pods: those that they opened, and their load.
+    async fn count_sessions(&self, name: &str) -> Result<(SessionSnapshot, BTreeMap<ServerKind, EdgeLoad>), String> {
         let at_ms = now_ms();
         let token = read_admin_token(&self.client, Some(&self.namespace), name).await?;
         let pods = build_namespaced_api(&self.client, Some(&self.namespace));
@@ -71,10 +87,15 @@ impl LiveReader {
             if flow.sessions.is_empty() {
                 return Err(format!("{}: its release counts no sessions", target.name()));
             }
-            let opened = flow.sessions.iter().map(|(server, flow)| (*server, flow.opened)).collect();
-            Ok((flow.process, opened))
+            Ok(flow)
         });
-        Ok(SessionSnapshot { at_ms, processes: try_join_all(flows).await?.into_iter().collect() })
+        let flows = try_join_all(flows).await?;
+        let loads = sum_edge_loads(flows.iter().map(|flow| (&flow.sessions, flow.sessions_max)));
+        let opened = |flow: FlowReport| {
+            let opened = flow.sessions.iter().map(|(server, flow)| (*server, flow.opened)).collect();
+            (flow.process, opened)
+        };
+        Ok((SessionSnapshot { at_ms, processes: flows.into_iter().map(opened).collect() }, loads))
     }
 
     /// Takes the snapshot of Deployments that no operator of ours knows.

@@ -55,6 +55,7 @@ pub(crate) async fn build_admin_handlers(
     let flow = {
         let (shared, process, started_ms) = (shared.clone(), process.to_owned(), clock::now_ms());
         let drain = drain.clone();
+        let admitted = admitted.clone();
         let transports: Vec<Transport> =
             values.list_items(name::TRANSPORTS).filter_map(|text| text.parse().ok()).collect();
         move || {
@@ -62,6 +63,7 @@ pub(crate) async fn build_admin_handlers(
                 process: process.clone(),
                 started_ms,
                 sessions: drain.session_flow(&transports),
+                sessions_max: Some(if *admitted.borrow() { drain.sessions_max() } else { 0 }),
                 recorder: Some(shared.recorder.flow_report()),
                 dispatcher: None,
             })

@@ -174,6 +174,12 @@ impl EdgeDrain {
         self.opener.sessions.session_flow(transports)
     }
 
+    /// Sessions that this edge takes, open ones included; 0 from the drain's beginning on.
+    pub fn sessions_max(&self) -> u64 {
+        let sessions_max = if self.is_serving() { self.opener.sessions.sessions_max() } else { 0 };
+        u64::try_from(sessions_max).unwrap_or(u64::MAX)
+    }
+
     /// The end of the time in which clients are asked to reconnect; now, before the hold is over.
     pub fn window_end(&self) -> Instant {
         self.window_end.get().copied().unwrap_or_else(Instant::now)

@@ -54,6 +54,11 @@ impl SessionRegistry {
         Arc::new(Self { open, sessions_max, activity_timeout, budget, metrics, journey_app, opened, log })
     }
 
+    /// Most sessions that are open at once.
+    pub fn sessions_max(&self) -> usize {
+        self.sessions_max
+    }
+
     /// Opens a session; `None` at the limit.
     pub fn open(
         self: &Arc<Self>,

@@ -17,8 +17,9 @@ pub fn advance_track(
     observations: &TrackObservations,
     now_ms: u64,
 ) -> (TrackProgress, Vec<TrackAction>) {
-    let mut turn = Turn { plan, observations, now_ms, next: progress.clone() };
+    let mut turn = Turn { plan, observations, now_ms, next: progress.clone(), hold: None };
     turn.note_unknown();
+    turn.note_gates();
     if observations.is_deleted {
         advance_deleted(&mut turn);
     } else {
@@ -75,10 +76,11 @@ fn is_closed(phase: MigrationPhase) -> bool {
     phase < MigrationPhase::Shifting || phase == MigrationPhase::RolledBack
 }
 
-/// Whether a weight may rise in this turn: since the turn that decided it, the move may have been suspended, and the proofs and
-/// the approval may be gone.
+/// Whether a weight may rise in this turn: since the turn that decided it, the move may have been suspended, a gate may fail, and
+/// the proofs and the approval may be gone.
 fn may_rise(turn: &Turn<'_>) -> bool {
     !turn.observations.is_suspended
+        && turn.hold.is_none()
         && find_review_obstacle(turn).is_none()
         && judge_proofs(turn.plan, turn.observations, &turn.next, turn.now_ms) == Judgement::Go
 }

@@ -61,6 +61,9 @@ fn find_obstacle(turn: &Turn<'_>) -> (MigrationPhase, MigrationReason, String) {
         let message = format!("the source fails{}, and the target passes", at_hop(&hop));
         return gated(MigrationReason::SourceFailing, message);
     }
+    if let Some(message) = &turn.hold {
+        return gated(MigrationReason::GateFailing, message.clone());
+    }
     if observations.is_suspended {
         let message = "the target is proven, and gets no record while the move is suspended".to_owned();
         return gated(MigrationReason::Suspended, message);

@@ -8,6 +8,7 @@ mod advance;
 mod answers;
 mod closed;
 mod drain;
+mod gates;
 mod judgement;
 mod open;
 mod plan;
@@ -20,6 +21,7 @@ mod turn;
 pub use advance::advance_track;
 pub use answers::{AnswerSample, needed_queries, share_of};
 pub use drain::is_draining;
+pub use gates::{ClusterEvidence, GateEvidence};
 pub use plan::{MoveLimits, PlannedStep, TrackPlan};
 pub use sentences::{describe_duration, describe_track};
 pub use summary::summarize_move;
@@ -43,6 +45,8 @@ pub struct TrackObservations {
     pub answers: Option<AnswerSample>,
     /// Sessions of clients that are open at the target, by the track's transports; `None` while they are not known.
     pub sessions: Option<u64>,
+    /// Evidence of the gates beyond the proof.
+    pub gates: GateEvidence,
     /// Hash that a person approved.
     pub approved_hash: Option<String>,
     /// Largest weight that a person approved.

@@ -158,11 +158,19 @@ fn report_unapplied(turn: &mut Turn<'_>) {
         turn.enter(phase, reason, message);
         return;
     }
+    if let Some(message) = turn.hold.clone().filter(|_| rises) {
+        // The time for a weight to be applied begins with its write.
+        turn.next.desired_ms = turn.now_ms;
+        turn.enter(phase, MigrationReason::GateFailing, message);
+        return;
+    }
     let is_source_awaited = phase == MigrationPhase::CuttingOver && turn.is_answered(turn.plan.source_weight);
     let (reason, message) = if is_source_awaited {
         (MigrationReason::SourceWeightAwaited, "the target has weight 255, and the source its former weight")
     } else if turn.is_late() {
         (MigrationReason::WeightNotApplied, "the zone's servers do not answer by the weight")
+    } else if turn.next.reason == MigrationReason::GateFailing {
+        (MigrationReason::ApplyingWeight, "the gates do not fail any more: the weight is being applied")
     } else {
         return;
     };
@@ -183,6 +191,10 @@ fn count_bake(turn: &mut Turn<'_>) {
     }
     let applied_ms = turn.next.applied_ms.unwrap_or(turn.now_ms);
     if turn.now_ms.saturating_sub(applied_ms) < turn.plan.ttl_ms {
+        return;
+    }
+    if let Some(message) = turn.hold.clone() {
+        turn.enter(phase, MigrationReason::GateFailing, message);
         return;
     }
     if turn.next.reason != MigrationReason::BakeRunning {
@@ -218,6 +230,8 @@ fn begin_next_step(turn: &mut Turn<'_>) {
     let is_approved = turn.observations.approved_through.is_some_and(|approved| approved >= weight);
     if let Some((reason, message)) = find_review_obstacle(turn) {
         turn.enter(MigrationPhase::AwaitingApproval, reason, message);
+    } else if let Some(message) = turn.hold.clone() {
+        turn.enter(MigrationPhase::AwaitingApproval, MigrationReason::GateFailing, message);
     } else if turn.plan.needs_approval(step) && !is_approved {
         let message = format!("the bake is over, and weight {weight} is not approved");
         turn.enter(MigrationPhase::AwaitingApproval, MigrationReason::ApprovalMissing, message);

@@ -1,7 +1,8 @@
 //! The plan of one track, in ms, as its manifest has it.
 
 use crate::api::migration::{
-    ApprovalMode, FailureReaction, MigrationTrack, RECORD_WEIGHT_MAX, RealtimeMigrationSpec, RollbackSessions,
+    ApprovalMode, DeliveryGate, FailureReaction, HeadroomGate, MigrationTrack, RECORD_WEIGHT_MAX,
+    RealtimeMigrationSpec, RollbackSessions,
 };
 
 /// Weight of the source's record after the cutover: 255 against 1 are 99.6 % of lookups, and the brake still works.
@@ -24,6 +25,10 @@ pub struct TrackPlan {
     pub after_rollback: RollbackSessions,
     /// Steps that wait for a person.
     pub approval: ApprovalMode,
+    /// Limit of endpoints that fail at the target alone.
+    pub delivery: DeliveryGate,
+    /// Room for clients at both clusters.
+    pub headroom: HeadroomGate,
     /// Times after which something counts as late.
     pub limits: MoveLimits,
 }
@@ -92,6 +97,8 @@ impl TrackPlan {
             on_failure: track.on_failure,
             after_rollback: track.after_rollback,
             approval: spec.approval,
+            delivery: track.gates.delivery,
+            headroom: track.gates.headroom,
             limits: MoveLimits { unknown_ms: ms(track.gates.unknown_seconds), ..MoveLimits::default() },
         }
     }

@@ -1,6 +1,7 @@
 //! A track as a person reads it: three facts about its weight, and the next step with its owner.
 
 use super::answers::share_of;
+use super::gates::judge_gates;
 use super::{TrackObservations, TrackPlan};
 use crate::api::migration::{
     MigrationPhase, MigrationReason, RollbackSessions, TrackProgress, TrackStatus, TrackTransport,
@@ -29,6 +30,7 @@ pub fn describe_track(
         source_weight: source_weight(plan, progress),
         sessions_left: count_sessions_left(progress),
         bake_left: describe_bake_left(plan, progress),
+        gates: judge_gates(plan, progress, observations, progress.turn_ms),
         reason: progress.reason,
         message: progress.message.clone(),
         next_step: describe_next_step(plan, progress),
@@ -118,6 +120,9 @@ fn describe_next_step(plan: &TrackPlan, progress: &TrackProgress) -> String {
         }
         MigrationReason::ApprovalMissing => {
             return format!("write spec.approvedThrough: {next} to go on");
+        }
+        MigrationReason::GateFailing => {
+            "mend what the message names, or change the gate in spec.tracks[].gates; delete this object to go back"
         }
         MigrationReason::Suspended => {
             "remove spec.suspend to go on; a target that fails is taken out of the answers meanwhile"

@@ -1,12 +1,15 @@
 //! A world for the machine's tests: a record's object, a zone that follows it later, two clusters and a person.
 
+use super::gates::judge_gates;
 use super::{
-    AnswerSample, PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof,
-    advance_track, describe_track, needed_queries,
+    AnswerSample, ClusterEvidence, GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackAction,
+    TrackObservations, TrackPlan, TrackProof, advance_track, describe_track, needed_queries,
 };
 use crate::api::migration::{
-    ApprovalMode, FailureReaction, MigrationPhase, MigrationReason, RealtimeMigration, TrackProgress, TrackTransport,
+    ApprovalMode, FailureReaction, GateState, MigrationPhase, MigrationReason, RealtimeMigration, TrackProgress,
+    TrackTransport,
 };
+use crate::migration::{DeliverySnapshot, EdgeLoad};
 
 /// Time between two turns.
 pub const TURN_MS: u64 = 10_000;
@@ -57,6 +60,15 @@ pub fn short_plan() -> TrackPlan {
     plan
 }
 
+/// Endpoints that deliver, and clients that have room everywhere.
+pub fn roomy_evidence() -> GateEvidence {
+    let evidence = |open| ClusterEvidence {
+        delivery: Some(DeliverySnapshot { attempted: 100, ..DeliverySnapshot::default() }),
+        load: Some(EdgeLoad { edges: 4, sessions_max: 4_000, open, others: 0 }),
+    };
+    GateEvidence { target: evidence(0), source: evidence(2_000), source_at_ms: 0 }
+}
+
 impl World {
     /// Both clusters pass, and everything is approved.
     pub fn new() -> Self {
@@ -75,6 +87,7 @@ impl World {
                 written: None,
                 answers: None,
                 sessions: None,
+                gates: GateEvidence::default(),
                 approved_hash: Some(HASH.to_owned()),
                 approved_through: Some(255),
                 resume_token: String::new(),
@@ -90,6 +103,13 @@ impl World {
             phases: vec![],
             is_released: false,
         }
+    }
+
+    /// A world in which both clusters report deliveries and loads.
+    pub fn with_gates() -> Self {
+        let mut world = Self::new();
+        world.observations.gates = roomy_evidence();
+        world
     }
 
     /// A world in which steps wait, or failures freeze.
@@ -204,6 +224,8 @@ impl World {
             let proof = self.observations.target.as_ref().map(|reading| &reading.proof);
             assert_eq!(proof, Some(&TrackProof::Passing), "a target that does not pass gets weight {weight}");
             assert_eq!(self.observations.approved_hash.as_deref(), Some(HASH), "without approval");
+            let gates = judge_gates(&self.plan, &self.stored, &self.observations, self.now_ms);
+            assert!(gates.iter().all(|gate| gate.state != GateState::Failing), "weight {weight}: {gates:?}");
             assert!(!self.observations.is_suspended, "a suspended move gets weight {weight}");
         }
     }
@@ -224,6 +246,7 @@ impl World {
     /// Asks the zone, whose answers have exactly their share; of records of weight 0 alone each is answered.
     fn observe(&mut self) {
         self.observations.sessions = self.observations.sessions.map(|_| self.sessions);
+        self.observations.gates.source_at_ms = self.now_ms;
         let (target, source) = (self.answered, self.source);
         let queries = needed_queries(target.unwrap_or(0), source.unwrap_or(0));
         let weights = match (target, source) {

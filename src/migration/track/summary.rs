@@ -44,7 +44,10 @@ pub fn summarize_move(
 
 /// Whether a move runs well: its plan is accepted, and nothing waits for a repair.
 fn judge_ready(phase: MigrationPhase, reason: MigrationReason) -> &'static str {
-    let is_impeded = matches!(reason, MigrationReason::WeightNotApplied | MigrationReason::WeightsDiffer);
+    let is_impeded = matches!(
+        reason,
+        MigrationReason::WeightNotApplied | MigrationReason::WeightsDiffer | MigrationReason::GateFailing
+    );
     match phase {
         MigrationPhase::Pending => "Unknown",
         MigrationPhase::Shifting

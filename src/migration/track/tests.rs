@@ -2,10 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::simulation::{Crash, HASH, TURN_MS, World};
-use super::{PreflightResult, ReviewReading, TrackAction, TrackObservations, TrackProof, describe_track};
+use super::simulation::{Crash, HASH, TURN_MS, World, roomy_evidence};
+use super::{
+    ClusterEvidence, PreflightResult, ReviewReading, TrackAction, TrackObservations, TrackProof, describe_track,
+};
+use crate::api::EnabledState;
 use crate::api::migration::{
-    ApprovalMode, FailureReaction, MigrationPhase, MigrationReason, RollbackSessions, TrackTransport,
+    ApprovalMode, FailureReaction, GateName, GateState, MigrationPhase, MigrationReason, RollbackSessions,
+    TrackTransport,
 };
 
 fn failing(hop: &str) -> TrackProof {
@@ -419,6 +423,112 @@ fn a_suspension_while_a_weight_is_applied_is_no_delay_of_external_dns_and_hides_
     assert_eq!((frozen.phase(), frozen.stored.reason), (MigrationPhase::Frozen, MigrationReason::TargetFailing));
 }
 
+fn fail_endpoints(world: &mut World, count: u64) {
+    let delivery = world.observations.gates.target.delivery.as_mut().expect("deliveries");
+    let names = (0..count).map(|number| number.to_string()).collect();
+    delivery.failing = [("1".into(), names)].into();
+}
+
+/// Has the edges of the target take so many connections.
+fn limit_target(world: &mut World, sessions_max: u64) {
+    world.observations.gates.target.load.as_mut().expect("a load").sessions_max = sessions_max;
+}
+
+#[test]
+fn a_gate_that_fails_stops_the_bake_keeps_the_weight_and_hides_no_failure_of_the_target() {
+    let mut world = World::with_gates();
+    world.run_until_baking(20);
+    world.turns(2);
+    let baked_ms = world.stored.baked_ms;
+    fail_endpoints(&mut world, 2);
+    world.turns(100);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Baking, MigrationReason::GateFailing));
+    assert_eq!((world.stored.baked_ms, world.observations.written), (baked_ms, Some(20)));
+    let status = describe_track((&world.plan, TrackTransport::Sockjs), &world.stored, &world.observations, None);
+    let shown: Vec<_> = status.gates.iter().map(|gate| (gate.name, gate.state)).collect();
+    assert_eq!(shown, [(GateName::Delivery, GateState::Failing), (GateName::Headroom, GateState::Passing)]);
+    assert!(status.message.contains("1/0, 1/1") && status.bake_left == "40 s", "{status:?}");
+    // A pipeline that copies no snapshot any more is no repair.
+    world.observations.gates.source = ClusterEvidence::default();
+    world.turns(100);
+    assert_eq!((world.stored.reason, world.stored.baked_ms), (MigrationReason::GateFailing, baked_ms));
+    assert!(world.stored.message.contains("not measured any more"), "{}", world.stored.message);
+    world.observations.gates = roomy_evidence();
+    world.turn(None);
+    assert_eq!(world.stored.reason, MigrationReason::BakeRunning);
+    assert!(world.stored.baked_ms - baked_ms <= TURN_MS, "the time of the failure is no bake");
+    fail_endpoints(&mut world, 2);
+    world.turns(2);
+    world.set_target(failing("record"));
+    world.run_until(MigrationPhase::RolledBack);
+    assert_eq!(world.observations.written, None);
+}
+
+#[test]
+fn no_weight_rises_without_room_for_its_clients_in_any_phase() {
+    let mut world = World::with_gates();
+    limit_target(&mut world, 0);
+    world.turns(20);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Gated, MigrationReason::GateFailing));
+    assert!(world.executed.is_empty(), "no record: {:?}", world.executed);
+    // Weight 5 leads to 400 connections, and weight 20 to 1000.
+    limit_target(&mut world, 600);
+    world.run_until_baking(5);
+    world.turns(60);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Baking, MigrationReason::GateFailing));
+    assert_eq!(world.observations.written, Some(5));
+    limit_target(&mut world, 1_500);
+    while world.stored.desired != Some(20) {
+        world.turn(Some(Crash::BeforeAction));
+    }
+    assert_eq!(world.observations.written, Some(5), "decided, and not written");
+    limit_target(&mut world, 600);
+    world.turns(200);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::Shifting, MigrationReason::GateFailing));
+    assert_eq!(world.observations.written, Some(5));
+    limit_target(&mut world, 4_000);
+    world.syncs = false;
+    world.turns(3);
+    assert_eq!(world.stored.reason, MigrationReason::ApplyingWeight, "its time begins with the write");
+    world.syncs = true;
+    world.run_until(MigrationPhase::CuttingOver);
+    while world.stored.reason != MigrationReason::BakeRunning {
+        world.turn(None);
+    }
+    let source = world.observations.gates.source.load.as_mut().expect("a load");
+    (source.edges, source.sessions_max) = (1, 1_000);
+    world.turns(200);
+    assert_eq!((world.phase(), world.stored.reason), (MigrationPhase::CuttingOver, MigrationReason::GateFailing));
+    assert!(world.stored.message.contains("a way back leads to 2000"), "{}", world.stored.message);
+    world.observations.gates = roomy_evidence();
+    world.run_until(MigrationPhase::Completed);
+}
+
+#[test]
+fn a_disabled_gate_holds_nothing_and_is_not_shown() {
+    let mut world = World::with_gates();
+    (world.plan.delivery.state, world.plan.headroom.state) = (EnabledState::Disabled, EnabledState::Disabled);
+    limit_target(&mut world, 0);
+    fail_endpoints(&mut world, 50);
+    world.run_until_baking(20);
+    let status = describe_track((&world.plan, TrackTransport::Sockjs), &world.stored, &world.observations, None);
+    assert!(status.gates.is_empty(), "{:?}", status.gates);
+    world.run_until(MigrationPhase::Completed);
+}
+
+#[test]
+fn a_person_that_disables_a_failing_gate_lets_the_move_go_on() {
+    let mut world = World::with_gates();
+    world.run_until_baking(5);
+    fail_endpoints(&mut world, 50);
+    world.turns(2);
+    assert_eq!(world.stored.failing_gates, [GateName::Delivery]);
+    world.observations.gates.source = ClusterEvidence::default();
+    world.plan.delivery.state = EnabledState::Disabled;
+    world.turn(None);
+    assert_eq!((world.stored.failing_gates.len(), world.stored.reason), (0, MigrationReason::BakeRunning));
+}
+
 #[test]
 fn a_freeze_keeps_the_weight_until_a_person_or_a_change() {
     let mut world = World::with(ApprovalMode::Cutover, FailureReaction::Freeze);
@@ -549,6 +659,7 @@ enum Event {
     Approval(bool),
     Resume(u8),
     Suspend(bool),
+    Gates(u8),
     Turns(u8, Option<u8>),
     RemoveSource,
     RestoreSource,
@@ -573,6 +684,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(Event::Approval),
         1 => (0_u8..4).prop_map(Event::Resume),
         1 => any::<bool>().prop_map(Event::Suspend),
+        1 => (0_u8..6).prop_map(Event::Gates),
         8 => (1_u8..40, proptest::option::of(0_u8..3)).prop_map(|(turns, crash)| Event::Turns(turns, crash)),
         1 => Just(Event::RemoveSource),
         1 => Just(Event::RestoreSource),
@@ -590,6 +702,16 @@ fn apply_event(world: &mut World, event: &Event) {
         Event::Approval(given) => world.observations.approved_hash = given.then(|| HASH.to_owned()),
         Event::Resume(number) => world.observations.resume_token = number.to_string(),
         Event::Suspend(is_suspended) => world.observations.is_suspended = *is_suspended,
+        Event::Gates(number) => {
+            world.observations.gates = roomy_evidence();
+            match number {
+                0 => fail_endpoints(world, 2),
+                1 => limit_target(world, 600),
+                2 => limit_target(world, 0),
+                3 => world.observations.gates.source = ClusterEvidence::default(),
+                _ => {}
+            }
+        }
         Event::RemoveSource if world.answered == world.observations.written && world.answered.unwrap_or(0) > 0 => {
             world.source = None;
         }
@@ -620,13 +742,14 @@ fn calm(world: &mut World) {
     world.set_source(TrackProof::Passing);
     world.observations.approved_hash = Some(HASH.to_owned());
     world.observations.is_suspended = false;
+    world.observations.gates = roomy_evidence();
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     /// The world itself asserts that no action comes twice, that a weight rises only for a target that passes and is
-    /// approved, and that the last record stays.
+    /// approved, and while no gate fails, and that the last record stays.
     #[test]
     fn a_move_survives_any_events_and_crashes_and_ends(
         events in proptest::collection::vec(event(), 1..40),

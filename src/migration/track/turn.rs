@@ -1,5 +1,6 @@
 //! One turn of a track: its input, the progress that it changes, and the questions that every phase asks.
 
+use super::gates::{describe_hold, judge_gates, list_failing};
 use super::judgement::read_target;
 use super::{TrackObservations, TrackPlan, TrackProof};
 use crate::api::migration::{MigrationPhase, MigrationReason, TrackProgress};
@@ -10,6 +11,8 @@ pub(super) struct Turn<'a> {
     pub observations: &'a TrackObservations,
     pub now_ms: u64,
     pub next: TrackProgress,
+    /// The reason for which gates beyond the proof hold the track; `None` while none does.
+    pub hold: Option<String>,
 }
 
 impl Turn<'_> {
@@ -67,5 +70,12 @@ impl Turn<'_> {
         let proof = read_target(self.plan, self.observations, self.now_ms);
         let is_unknown = matches!(proof, None | Some(TrackProof::Unknown));
         self.next.unknown_ms = is_unknown.then(|| self.next.unknown_ms.unwrap_or(self.now_ms));
+    }
+
+    /// Notes the gates that hold the track.
+    pub fn note_gates(&mut self) {
+        let gates = judge_gates(self.plan, &self.next, self.observations, self.now_ms);
+        self.next.failing_gates = list_failing(&self.next.failing_gates, &gates, self.observations.written);
+        self.hold = describe_hold(&self.next.failing_gates, &gates);
     }
 }

@@ -7,8 +7,8 @@ use kube::runtime::reflector::{ObjectRef, Store};
 
 use super::answers::{check_zone, measure_weight, summarize_answers};
 use super::record::LiveRecord;
-use super::sessions::{EdgeControl, count_open_sessions};
-use super::snapshot_reader::SnapshotReader;
+use super::sessions::{EdgeControl, count_open_sessions, sum_fresh_loads};
+use super::snapshot_reader::{SnapshotReader, read_delivery};
 use super::source::{read_digester, read_source};
 use super::zone_sampler::ZoneResult;
 use crate::api::migration::{
@@ -18,11 +18,12 @@ use crate::api::{RealtimeCluster, RealtimeMigration};
 use crate::config::ServerKind;
 use crate::gate::Verdict;
 use crate::migration::track::{
-    AnswerSample, PreflightResult, ProofReading, ReviewReading, TrackObservations, TrackPlan, TrackProof,
+    AnswerSample, ClusterEvidence, GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackObservations,
+    TrackPlan, TrackProof,
 };
 use crate::migration::{
-    ClusterSnapshot, FindingCode, ReviewOptions, VariableValue, find_session_obstacle, fingerprint_servers,
-    review_migration,
+    ClusterSnapshot, DeliverySnapshot, FindingCode, ReviewOptions, VariableValue, find_session_obstacle,
+    fingerprint_servers, review_migration,
 };
 use crate::operator::context::ControllerContext;
 use crate::prober::{EdgeSessions, prove_track};
@@ -36,6 +37,8 @@ pub struct ClusterObservations {
     pub target: Option<Arc<RealtimeCluster>>,
     /// The latest looks at the edges of the target; empty while its prober has none.
     pub edges: Vec<Arc<EdgeSessions>>,
+    /// Deliveries of the target to the endpoints of customers; `None` without it.
+    pub delivery: Option<DeliverySnapshot>,
     /// Snapshot of the target; `None` without it or without a key.
     pub target_snapshot: Option<ClusterSnapshot>,
     /// Snapshot of the source, or the reason for which it is not known.
@@ -64,9 +67,10 @@ impl ClusterObservations {
         let reference = ObjectRef::new(&migration.spec.cluster_ref.name).within(&namespace);
         let target = clusters.get(&reference).filter(|cluster| cluster.metadata.deletion_timestamp.is_none());
         let edges = target.as_ref().map(|cluster| edges.sessions(cluster)).unwrap_or_default();
+        let delivery = target.as_ref().map(|cluster| read_delivery(context, cluster));
         let digester = match read_digester(context, migration).await {
             Ok(digester) => digester,
-            Err(error) => return Self { target, edges, target_snapshot: None, source: Err(error) },
+            Err(error) => return Self { target, edges, delivery, target_snapshot: None, source: Err(error) },
         };
         let uid = target.as_ref().and_then(|cluster| cluster.uid()).unwrap_or_default();
         let source = read_source(context, migration, &digester, &uid, now_ms).await;
@@ -74,7 +78,17 @@ impl ClusterObservations {
             Some(cluster) => Some(targets.take_snapshot(context, migration, cluster, &digester).await),
             None => None,
         };
-        Self { target, edges, target_snapshot, source }
+        Self { target, edges, delivery, target_snapshot, source }
+    }
+
+    /// Evidence of both clusters for the gates beyond the proof.
+    fn collect_gate_evidence(&self, server: ServerKind, now_ms: u64) -> GateEvidence {
+        let load = sum_fresh_loads(&self.edges, now_ms).remove(&server);
+        let target = ClusterEvidence { delivery: self.delivery.clone(), load };
+        let Ok((snapshot, identity)) = &self.source else { return GateEvidence { target, ..GateEvidence::default() } };
+        let load = snapshot.loads.get(&server).copied();
+        let source = ClusterEvidence { delivery: snapshot.delivery.clone(), load };
+        GateEvidence { target, source, source_at_ms: identity.sequence }
     }
 
     /// The review of both clusters as it concerns a track.
@@ -146,6 +160,7 @@ pub fn observe_track(
         written: weigh_record(written, answers, plan, progress),
         answers,
         sessions: count_open_sessions(&clusters.edges, server, now_ms),
+        gates: clusters.collect_gate_evidence(server, now_ms),
         approved_hash: migration.spec.review.approved_hash.clone(),
         approved_through: migration.spec.approved_through,
         resume_token: migration.annotations().get(RESUME_ANNOTATION).cloned().unwrap_or_default(),

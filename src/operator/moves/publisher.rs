@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use super::record::MANAGED_BY;
-use super::sessions::{EdgeControl, count_opened_sessions};
-use super::snapshot_reader::SnapshotReader;
+use super::sessions::{EdgeControl, count_opened_sessions, sum_fresh_loads};
+use super::snapshot_reader::{SnapshotReader, read_delivery};
 use super::source::read_digest_key;
 use crate::api::migration::SNAPSHOT_KEY_FIELD;
 use crate::api::{PUBLISH_SNAPSHOT_ANNOTATION, RealtimeCluster, SecretKeyRef};
@@ -21,6 +21,7 @@ use crate::kubernetes::apply::{apply_object, fetch_owned};
 use crate::migration::ClusterSnapshot;
 use crate::operator::context::{SharedContext, object_key};
 use crate::process::clock::{format_time, now_ms};
+use crate::process::heartbeat::Heartbeat;
 use crate::process::locks::lock_unpoisoned;
 
 /// Time between two looks for clusters whose snapshot is due.
@@ -28,6 +29,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Bounds the publication of one snapshot.
 const PUBLICATION_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Longest time without a look or a publication: one that is late, and the call that reports it.
+const PUBLISHER_SILENCE_MAX: Duration = PUBLICATION_TIMEOUT.saturating_mul(2);
 
 /// Shortest time between two publications of one snapshot, in ms.
 const PUBLICATION_INTERVAL_MS: u64 = 60_000;
@@ -62,6 +66,7 @@ pub struct SnapshotPublisher {
     /// The wall clock, in ms since 1970.
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
     reader: SnapshotReader,
+    heartbeat: Heartbeat,
     published: Mutex<HashMap<String, Publication>>,
 }
 
@@ -82,7 +87,8 @@ impl SnapshotPublisher {
     /// A publisher that has published nothing: the first snapshot of a cluster is due at once.
     pub fn new(context: SharedContext, edges: Arc<dyn EdgeControl>, clock: Box<dyn Fn() -> u64 + Send + Sync>) -> Self {
         let reader = SnapshotReader::with_apps_ttl(APPS_TTL);
-        Self { context, edges, clock, reader, published: Mutex::default() }
+        let heartbeat = context.heartbeats.register("snapshot publisher", Some(PUBLISHER_SILENCE_MAX), &context.stop);
+        Self { context, edges, clock, reader, heartbeat, published: Mutex::default() }
     }
 
     /// Publishes the snapshots that are due, and forgets clusters that are gone.
@@ -99,10 +105,12 @@ impl SnapshotPublisher {
             }
             stays
         });
+        self.heartbeat.beat();
         for (cluster, key) in wanted {
             let publication = timeout(PUBLICATION_TIMEOUT, self.publish(cluster, key)).await;
             let late = || Err(format!("not published within {} s", PUBLICATION_TIMEOUT.as_secs()));
             self.report(cluster, publication.unwrap_or_else(|_| late())).await;
+            self.heartbeat.beat();
         }
     }
 
@@ -118,8 +126,14 @@ impl SnapshotPublisher {
         if snapshot.servers.is_empty() {
             return Err("no server of the cluster is deployed".to_owned());
         }
-        let sessions = count_opened_sessions(&self.edges.sessions(cluster), now_ms);
-        let snapshot = ClusterSnapshot { sessions, taken_at: Some(format_time(now_ms)), ..snapshot };
+        let looks = self.edges.sessions(cluster);
+        let snapshot = ClusterSnapshot {
+            sessions: count_opened_sessions(&looks, now_ms),
+            loads: sum_fresh_loads(&looks, now_ms),
+            delivery: Some(read_delivery(&self.context, cluster)),
+            taken_at: Some(format_time(now_ms)),
+            ..snapshot
+        };
         let content = snapshot.without_times();
         {
             let all = lock_unpoisoned(&self.published);
@@ -183,6 +197,8 @@ fn render_config_map(cluster: &RealtimeCluster, snapshot: &ClusterSnapshot) -> R
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use kube::runtime::reflector;
+
     use super::super::test_api::TestApi;
     use super::super::test_context::{TestEdges, build_context};
     use super::*;
@@ -191,6 +207,7 @@ mod tests {
     use crate::config::ServerKind;
     use crate::migration::{PeerExpectations, SecretDigester};
     use crate::operator::metrics::OperatorMetrics;
+    use crate::process::heartbeat::TaskFault;
 
     const OBJECT: &str = "configmaps/eu-snapshot";
     const START_MS: u64 = 1_790_000_000_000;
@@ -232,6 +249,8 @@ mod tests {
         assert_eq!(identity.sequence, START_MS);
         let counted = snapshot.sessions.expect("counts");
         assert_eq!(counted.processes.values().next().and_then(|found| found.get(&ServerKind::Sockjs)), Some(&100));
+        assert_eq!(snapshot.loads[&ServerKind::Sockjs].sessions_max, 1_000);
+        assert_eq!(snapshot.delivery.map(|delivery| delivery.attempted), Some(0), "no app is listed");
         let pass = async |seconds: u64| {
             now_ms.fetch_add(seconds * 1000, Ordering::Relaxed);
             publisher.publish_all(&[cluster(Some("review"))]).await;
@@ -244,5 +263,29 @@ mod tests {
         assert_eq!(pass(31).await, 3, "a change");
         api.put(OBJECT, json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "eu-snapshot", "namespace": "channels" } }));
         assert_eq!(pass(200).await, 3, "an object of somebody else stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_publisher_that_looks_keeps_its_heartbeat_and_one_that_ends_or_stands_still_is_a_fault() {
+        let api = TestApi::default();
+        let build = async || build_context(&api, Arc::new(OperatorMetrics::default())).await;
+        let edges = || Arc::new(TestEdges::new(Arc::default()));
+        let (context, (clusters, _writer)) = (build().await, reflector::store());
+        let running = tokio::spawn(run_publisher(context.clone(), clusters, edges()));
+        sleep(10 * PUBLISHER_SILENCE_MAX).await;
+        assert_eq!(context.heartbeats.check(), Ok(()));
+        running.abort();
+        assert!(running.await.is_err_and(|error| error.is_cancelled()));
+        let ended = TaskFault::Ended { task: "snapshot publisher".to_owned() };
+        assert_eq!(context.heartbeats.check(), Err(ended));
+        let context = build().await;
+        let publisher = SnapshotPublisher::new(context.clone(), edges(), Box::new(|| START_MS));
+        sleep(PUBLISHER_SILENCE_MAX + Duration::from_secs(1)).await;
+        assert!(matches!(context.heartbeats.check(), Err(TaskFault::Silent { .. })));
+        publisher.publish_all(&[]).await;
+        assert_eq!(context.heartbeats.check(), Ok(()), "a look");
+        context.stop.cancel();
+        drop(publisher);
+        assert_eq!(context.heartbeats.check(), Ok(()), "it was stopped");
     }
 }

@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, join_all};
 
 use crate::api::RealtimeCluster;
 use crate::config::ServerKind;
-use crate::migration::SessionSnapshot;
+use crate::migration::{EdgeLoad, SessionSnapshot, sum_edge_loads};
 use crate::operator::cluster_probers::ClusterProbers;
 use crate::prober::EdgeSessions;
 
@@ -58,6 +58,12 @@ pub fn count_opened_sessions(looks: &[Arc<EdgeSessions>], now_ms: u64) -> Option
     Some(SessionSnapshot { at_ms, processes })
 }
 
+/// Load of the edges that answer, by server. An edge that does not answer takes no further client.
+pub fn sum_fresh_loads(looks: &[Arc<EdgeSessions>], now_ms: u64) -> BTreeMap<ServerKind, EdgeLoad> {
+    let looks = looks.iter().filter(|look| is_fresh(look, now_ms));
+    sum_edge_loads(looks.flat_map(|look| look.pods.values()).map(|pod| (&pod.servers, pod.sessions_max)))
+}
+
 fn is_fresh(look: &EdgeSessions, now_ms: u64) -> bool {
     look.at_ms > 0 && now_ms.saturating_sub(look.at_ms) <= SESSIONS_AGE_MAX_MS
 }
@@ -71,7 +77,7 @@ mod tests {
     fn look(at_ms: u64, unread: usize, open: &[(ServerKind, u64)]) -> Arc<EdgeSessions> {
         let pod = |(number, (server, open)): (usize, &(ServerKind, u64))| {
             let servers = [(*server, SessionFlow { open: *open, opened: 100 })].into();
-            (format!("eu-{number}"), PodSessions { process: number.to_string(), servers })
+            (format!("eu-{number}"), PodSessions { process: number.to_string(), servers, sessions_max: Some(1_000) })
         };
         Arc::new(EdgeSessions { at_ms, pods: open.iter().enumerate().map(pod).collect(), unread })
     }
@@ -94,6 +100,9 @@ mod tests {
             assert_eq!(count_open_sessions(&looks, Sockjs, now_ms), open, "{case}");
             let opened = count_opened_sessions(&looks, now_ms);
             assert_eq!(opened.is_some(), is_counted, "{case}: {opened:?}");
+            let load = sum_fresh_loads(&looks, now_ms).get(&Sockjs).copied();
+            assert_eq!(load.map(|load| load.open), open, "{case}: {load:?}");
+            assert!(load.is_none_or(|load| load.sessions_max == load.edges * 1_000), "{case}: {load:?}");
             let counts = opened.iter().flat_map(|found| found.processes.values()).flat_map(BTreeMap::values);
             assert!(counts.copied().all(|count| count == 100), "{case}: {opened:?}");
         }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::api::RealtimeCluster;
 use crate::desired::decode_secret;
 use crate::kubernetes::apply::is_owned_by;
-use crate::migration::{AppDigest, ClusterSnapshot, EnvironmentTexts, SecretDigester, read_server};
+use crate::migration::{AppDigest, ClusterSnapshot, DeliverySnapshot, EnvironmentTexts, SecretDigester, read_server};
 use crate::operator::cluster_snapshot::{
     digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers,
 };
@@ -96,6 +96,12 @@ impl SnapshotReader {
         let kept = DigestedApps { at: Instant::now(), key_id: digester.key_id(), apps };
         lock_unpoisoned(&self.apps).insert(uid, kept);
     }
+}
+
+/// Deliveries of a cluster to the endpoints of its apps, as their status has them.
+pub fn read_delivery(context: &ControllerContext, cluster: &RealtimeCluster) -> DeliverySnapshot {
+    let apps = context.live.apps_of(cluster);
+    DeliverySnapshot::of_apps(&cluster.name_any(), apps.iter().map(|app| &**app))
 }
 
 async fn read_texts<K: ResourceExt>(

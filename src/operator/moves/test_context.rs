@@ -94,14 +94,21 @@ pub async fn build_context(api: &TestApi, metrics: Arc<OperatorMetrics>) -> Shar
 pub struct TestEdges {
     open: AtomicU64,
     opened: AtomicU64,
+    sessions_max: AtomicU64,
     now_ms: Arc<AtomicU64>,
     asked: Mutex<Vec<(ServerKind, u8)>>,
 }
 
 impl TestEdges {
-    /// Edges with 40 open sessions of 100, by this clock.
+    /// Edges with 40 open sessions of 100, by this clock. They take 1000.
     pub fn new(now_ms: Arc<AtomicU64>) -> Self {
-        Self { open: AtomicU64::new(40), opened: AtomicU64::new(100), now_ms, asked: Mutex::default() }
+        let [open, opened, sessions_max] = [40, 100, 1_000].map(AtomicU64::new);
+        Self { open, opened, sessions_max, now_ms, asked: Mutex::default() }
+    }
+
+    /// Has the edges take so many sessions from now on.
+    pub fn limit_sessions(&self, sessions_max: u64) {
+        self.sessions_max.store(sessions_max, Ordering::Relaxed);
     }
 
     /// Counts further sessions as opened.
@@ -119,7 +126,9 @@ impl EdgeControl for TestEdges {
     fn sessions(&self, _: &RealtimeCluster) -> Vec<Arc<EdgeSessions>> {
         let (open, opened) = (self.open.load(Ordering::Relaxed), self.opened.load(Ordering::Relaxed));
         let servers = [(ServerKind::Sockjs, SessionFlow { open, opened })].into();
-        let pods = [("eu-sockjs-1".to_owned(), PodSessions { process: "one".to_owned(), servers })].into();
+        let sessions_max = Some(self.sessions_max.load(Ordering::Relaxed));
+        let pods =
+            [("eu-sockjs-1".to_owned(), PodSessions { process: "one".to_owned(), servers, sessions_max })].into();
         vec![Arc::new(EdgeSessions { at_ms: self.now_ms.load(Ordering::Relaxed), pods, unread: 0 })]
     }
 

@@ -359,6 +359,7 @@ fn keep_decision<'a>(
         source_weight: plan.source_weight,
         sessions_left: None,
         bake_left: String::new(),
+        gates: vec![],
         reason: TrackProgress::default().reason,
         message: String::new(),
         next_step: String::new(),
@@ -369,6 +370,11 @@ fn keep_decision<'a>(
     DecidedTrack { track, written: WrittenRecord::External, observed: None, status, actions: vec![] }
 }
 
+/// Whether a weight is not to be written for now.
+fn is_held(reason: MigrationReason) -> bool {
+    matches!(reason, MigrationReason::Suspended | MigrationReason::GateFailing)
+}
+
 /// The next step of a person or tool that writes the record.
 fn describe_external_step(
     track: &MigrationTrack,
@@ -377,7 +383,7 @@ fn describe_external_step(
     plan: &TrackPlan,
 ) -> Option<String> {
     let is_due = !is_written_here(track) && next.desired != observations.written && has_record(next.phase);
-    if !is_due || next.phase == MigrationPhase::Completed || next.reason == MigrationReason::Suspended {
+    if !is_due || next.phase == MigrationPhase::Completed || is_held(next.reason) {
         return None;
     }
     let MigrationTrack { host, target_host, .. } = track;
@@ -420,7 +426,10 @@ fn is_news(former: &RealtimeMigrationStatus, status: &RealtimeMigrationStatus) -
 fn judge_event(track: &TrackStatus) -> EventType {
     let is_impeded = matches!(
         track.reason,
-        MigrationReason::WeightNotApplied | MigrationReason::WeightsDiffer | MigrationReason::RecordExists
+        MigrationReason::WeightNotApplied
+            | MigrationReason::WeightsDiffer
+            | MigrationReason::RecordExists
+            | MigrationReason::GateFailing
     );
     match track.progress.phase {
         MigrationPhase::Frozen | MigrationPhase::RollingBack | MigrationPhase::RolledBack | MigrationPhase::Failed => {

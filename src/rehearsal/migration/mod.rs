@@ -28,8 +28,8 @@ use crate::config::ServerKind;
 use crate::desired::SecretTexts;
 use crate::gate::{GatePhase, Verdict};
 use crate::migration::track::{
-    PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof, advance_track,
-    needed_queries,
+    GateEvidence, PreflightResult, ProofReading, ReviewReading, TrackAction, TrackObservations, TrackPlan, TrackProof,
+    advance_track, needed_queries,
 };
 use crate::prober::{ProbeApp, prove_track};
 use crate::process::clock::now_ms;
@@ -277,6 +277,8 @@ impl Move {
             answers: Some(answers),
             // Clients leave by themselves, and the rehearsal is over with the rollback.
             sessions: None,
+            // Two clusters of one process have no limits of their own to compare.
+            gates: GateEvidence::default(),
             // A rehearsal has nobody to wait for.
             approved_through: Some(RECORD_WEIGHT_MAX),
             resume_token: String::new(),

@@ -255,10 +255,11 @@ async fn a_share_of_one_servers_clients_moves_and_journeys_are_no_clients() {
     journey.greeted().await;
     client.greeted().await;
     let mut socket = edge.websocket().await;
-    let flow = async || {
+    let report = async || {
         let text = edge.admin("/flow").await.text().await.expect("a text");
-        serde_json::from_str::<Value>(&text).expect("json")["sessions"].clone()
+        serde_json::from_str::<Value>(&text).expect("json")
     };
+    let flow = async || report().await["sessions"].clone();
     let one = json!({ "open": 1, "opened": 1 });
     assert_eq!(flow().await, json!({ "websocket": one, "sockjs": one }));
     assert_eq!(drain(&edge, "?server=sockjs").await.0, StatusCode::BAD_REQUEST, "a drain ends every session");
@@ -269,6 +270,9 @@ async fn a_share_of_one_servers_clients_moves_and_journeys_are_no_clients() {
     eventually("an edge without the client", flow, |seen| seen["sockjs"] == gone).await;
     socket.still_serves().await;
     assert_eq!((flow().await["websocket"].clone(), progress(&edge).await["sessions"].clone()), (one, json!(2)));
+    assert!(report().await["sessionsMax"].as_u64() > Some(0), "an edge whose clients move takes others");
+    drain(&edge, "").await;
+    assert_eq!(report().await["sessionsMax"], 0, "one that drains takes none");
     edge.stop().await;
 }
 

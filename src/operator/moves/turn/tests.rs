@@ -15,10 +15,13 @@ use super::*;
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::api::fixture::applied_cluster;
+use crate::api::migration::GateState;
 use crate::config::{ServerKind, name};
 use crate::gate::{GatePhase, Hop, TransportVerdict, Verdict};
+use crate::kubernetes::scope::WatchRange;
 use crate::migration::{
-    ClusterSnapshot, SecretDigester, ServerSnapshot, SessionSnapshot, SnapshotOrigin, VariableValue,
+    ClusterSnapshot, DeliverySnapshot, EdgeLoad, SecretDigester, ServerSnapshot, SessionSnapshot, SnapshotOrigin,
+    VariableValue,
 };
 use crate::operator::metrics::OperatorMetrics;
 use crate::process::locks::lock_unpoisoned;
@@ -68,25 +71,20 @@ fn verdict(state: TransportState) -> Verdict {
     }
 }
 
-/// The snapshot of the source, sealed under the key of both.
-/// The snapshot of the source at a time, with the sessions that its edge opened until then.
-fn source_snapshot(now_ms: u64, opened: Option<u64>) -> String {
+/// The snapshot of the source at a time, with an edit, sealed under the key of both.
+fn source_snapshot(now_ms: u64, edit: impl FnOnce(&mut ClusterSnapshot)) -> String {
     let text = |name: &str, value: &str| (name.to_owned(), VariableValue::Text(value.to_owned()));
     let variables = [text(name::SESSION_HOST, OLD), text(name::BUS_GROUP, "fleet"), text(name::WEBHOOKS, "kinesis")];
     let server = ServerSnapshot { variables: variables.into(), ..ServerSnapshot::default() };
     let servers = [(ServerKind::Sockjs, server)].into();
-    let sessions = opened.map(|opened| SessionSnapshot {
-        at_ms: now_ms,
-        processes: [("old".to_owned(), [(ServerKind::Sockjs, opened)].into())].into(),
-    });
-    let snapshot = ClusterSnapshot::new(SnapshotOrigin::Operator, "legacy/eu".to_owned(), servers);
-    let snapshot = ClusterSnapshot { sessions, ..snapshot };
+    let mut snapshot = ClusterSnapshot::new(SnapshotOrigin::Operator, "legacy/eu".to_owned(), servers);
+    edit(&mut snapshot);
     let digester = SecretDigester::new(KEY).expect("a key");
     serde_json::to_string(&snapshot.seal(&digester, "source-uid", now_ms)).expect("JSON")
 }
 
-fn publish_snapshot(api: &TestApi, now_ms: u64, opened: Option<u64>) {
-    let data = json!({ "snapshot.yaml": source_snapshot(now_ms, opened) });
+fn publish_snapshot(api: &TestApi, now_ms: u64, edit: impl FnOnce(&mut ClusterSnapshot)) {
+    let data = json!({ "snapshot.yaml": source_snapshot(now_ms, edit) });
     api.put("configmaps/source-snapshot", json!({ "metadata": { "name": "source-snapshot" }, "data": data }));
 }
 
@@ -107,7 +105,7 @@ impl Bed {
             "secrets/realtime-migration",
             json!({ "metadata": { "name": "realtime-migration" }, "data": { "key": "MDEyMzQ1Njc4OWFiY2RlZg==" } }),
         );
-        publish_snapshot(&api, START_MS, None);
+        publish_snapshot(&api, START_MS, |_| {});
         let zone = TestZone::start().await;
         zone.set(HOST, [TestRecord::cname(OLD, 20)]);
         zone.set(TARGET, [TestRecord::address(1)]);
@@ -377,7 +375,11 @@ async fn an_obstacle_is_a_state_with_its_remedy_and_no_failed_turn() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_share_of_new_connections_is_known_from_two_snapshots_of_the_source_on() {
     let bed = Bed::new(short_steps(), json!({})).await;
-    let publish = |opened| publish_snapshot(&bed.api, bed.now_ms.load(Ordering::Relaxed), Some(opened));
+    let publish = |opened| {
+        let at_ms = bed.now_ms.load(Ordering::Relaxed);
+        let processes = [("old".to_owned(), [(ServerKind::Sockjs, opened)].into())].into();
+        publish_snapshot(&bed.api, at_ms, |snapshot| snapshot.sessions = Some(SessionSnapshot { at_ms, processes }));
+    };
     bed.turn().await;
     bed.turn().await;
     assert_eq!(bed.track().observed, "not known", "a snapshot without counts");
@@ -390,4 +392,53 @@ async fn the_share_of_new_connections_is_known_from_two_snapshots_of_the_source_
     publish(318);
     bed.turn().await;
     assert_eq!(bed.track().observed, "25.0 %");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_waits_while_endpoints_fail_at_the_target_or_it_has_no_room() {
+    let bed = Bed::new(short_steps(), json!({ "approval": "None" })).await;
+    let publish = || {
+        publish_snapshot(&bed.api, bed.now_ms.load(Ordering::Relaxed), |snapshot| {
+            let load = EdgeLoad { edges: 2, sessions_max: 4_000, open: 2_000, others: 0 };
+            snapshot.loads = [(ServerKind::Sockjs, load)].into();
+            snapshot.delivery = Some(DeliverySnapshot { attempted: 9, ..DeliverySnapshot::default() });
+        });
+    };
+    let set_endpoint = |state: &str| {
+        let app = json!({
+            "apiVersion": "realtime-operator.dev/v1alpha1", "kind": "RealtimeApp",
+            "metadata": { "name": "shop", "namespace": "channels" }, "spec": { "appID": "17" },
+            "status": { "endpoints": [{ "cluster": "eu", "name": "orders", "state": state }] },
+        });
+        let app = serde_json::from_value(app).expect("an app");
+        bed.driver.context.live.apps.apply_event(&WatchRange::All, watcher::Event::Apply(app));
+    };
+    let gates = |track: &TrackStatus| track.gates.iter().map(|gate| gate.state).collect::<Vec<_>>();
+    set_endpoint("Delivering");
+    bed.turn().await;
+    bed.approve().await;
+    let is_baking = |track: &TrackStatus| track.progress.phase == MigrationPhase::Baking;
+    bed.turn_until("a bake at weight 1", is_baking).await;
+    let unavailable = [GateState::Unavailable, GateState::Unavailable];
+    assert_eq!(gates(&bed.track()), unavailable, "a snapshot of an older release holds nothing");
+    publish();
+    set_endpoint("Failing");
+    bed.turn().await;
+    bed.turn().await;
+    assert_eq!(bed.track().reason, MigrationReason::GateFailing, "{:?}", bed.track());
+    assert_eq!((gates(&bed.track())[0], bed.track().message.contains("17/orders")), (GateState::Failing, true));
+    set_endpoint("Delivering");
+    // The 40 sessions of the edges, and a half of the source's.
+    bed.edges.limit_sessions(1_485);
+    bed.turn().await;
+    assert_eq!(gates(&bed.track()), [GateState::Passing, GateState::Failing], "{:?}", bed.track());
+    for _ in 0..20 {
+        bed.turn().await;
+    }
+    assert_eq!((bed.track().desired.as_str(), bed.track().reason), ("1", MigrationReason::GateFailing));
+    let conditions = bed.migration().status.expect("a status").conditions;
+    assert!(conditions.iter().any(|found| found.type_ == "Ready" && found.status == "False"), "{conditions:?}");
+    publish();
+    bed.edges.limit_sessions(1_486);
+    bed.turn_until("weight 20", |track| track.desired == "20").await;
 }
