@@ -115,7 +115,8 @@ pub struct ListenerSettings {
     /// The limit on connections from one address; those of trusted proxies and private networks are not counted.
     pub address_limit: Option<AddressLimit>,
     /// Once cancelled, each answer closes its connection: a load balancer keeps a client on the pod of its open connection,
-    /// whatever the answer says.
+    /// whatever the answer says. Cancelled long before the listener stops, it leaves few idle connections to be closed then,
+    /// when a request may be on its way.
     pub draining: CancellationToken,
     /// The rule for headers of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
