@@ -17,6 +17,7 @@ pub mod memory_limit;
 pub mod metric_labels;
 pub mod metrics;
 pub mod metrics_page;
+pub mod name_resolver;
 pub mod readiness_annotation;
 pub mod signal;
 pub mod telemetry;

@@ -95,37 +95,65 @@ async function leadsToEdge(port, proxy) {
   return fetch(`http://127.0.0.1:${port}/healthz`).then(({ status }) => status === 200, () => false);
 }
 
-/** A client of pusher-js: its socket id, the events that it received, and how it was closed, if it was. */
+/** Milliseconds until a client reconnects, by the hundreds of its close code, as pusher-js does. */
+const RECONNECT_DELAY_MS = { 41: 1_000, 42: 0 };
+
+/** A client: its socket id, the events of each of its subscriptions, one after the other, and how it was closed, if it was. */
+const newClient = (name) => ({
+  name, id: undefined, subscriptions: [], closes: [],
+  get events() {
+    return this.subscriptions.flat();
+  },
+});
+
+/** A client of pusher-js. */
 async function connectPusher(port, key, transport) {
-  const client = new PusherClient(key, loopback(port, transport));
-  const [events, closes] = [[], []];
-  const channel = client.subscribe(CHANNEL).bind("tick", ({ n }) => events.push(n));
-  await eventually(() => channel.subscribed, () => `${transport}: ${client.connection.state}`);
-  client.connection.bind("state_change", ({ previous, current }) => closes.push(`${previous} to ${current}`));
-  const taken = client.connection.connection.transport.name;
+  const client = newClient(transport);
+  const pusher = new PusherClient(key, loopback(port, transport));
+  client.end = () => pusher.disconnect();
+  const channel = pusher.subscribe(CHANNEL)
+    .bind("pusher:subscription_succeeded", () => client.subscriptions.push([]))
+    .bind("tick", ({ n }) => client.subscriptions.at(-1).push(n));
+  await eventually(() => channel.subscribed, () => `${transport}: ${pusher.connection.state}`);
+  client.id = pusher.connection.socket_id;
+  pusher.connection.bind("state_change", ({ previous, current }) => client.closes.push(`${previous} to ${current}`));
+  const taken = pusher.connection.connection.transport.name;
   if (taken !== transport) throw new Error(`${transport}: it took ${taken}`);
-  return { name: transport, id: client.connection.socket_id, events, closes, end: () => client.disconnect() };
+  return client;
 }
 
-/** The same with sockjs-client. */
+/** The same with sockjs-client, which leaves it to its page to connect again. */
 async function connectSockjs(port, key, transport) {
-  const socket = new SockJS(`http://127.0.0.1:${port}/pusher`, null, { transports: [transport] });
-  const client = { name: `sockjs ${transport}`, id: undefined, events: [], closes: [], end: () => socket.close() };
-  let subscribed = false;
-  const send = (message) => socket.send(JSON.stringify(message));
-  socket.onopen = () => send({ path: `/app/${key}?protocol=7&client=js&version=8.6.0` });
-  socket.onclose = ({ code, reason }) => client.closes.push(`${code} ${reason}`);
-  socket.onmessage = ({ data: text }) => {
-    const { event, data } = JSON.parse(text);
-    if (event === "pusher:connection_established") {
-      client.id = JSON.parse(data).socket_id;
-      send({ event: "pusher:subscribe", data: { channel: CHANNEL } });
-    }
-    if (event === "pusher_internal:subscription_succeeded") subscribed = true;
-    if (event === "pusher:ping") send({ event: "pusher:pong", data: {} });
-    if (event === "tick") client.events.push(JSON.parse(data).n);
+  const client = newClient(`sockjs ${transport}`);
+  let socket;
+  let reconnecting;
+  client.end = () => {
+    clearTimeout(reconnecting);
+    socket.onclose = () => {};
+    socket.close();
   };
-  await eventually(() => subscribed, () => `${client.name}: ${client.closes}`);
+  const send = (message) => socket.send(JSON.stringify(message));
+  const connect = () => {
+    socket = new SockJS(`http://127.0.0.1:${port}/pusher`, null, { transports: [transport] });
+    socket.onopen = () => send({ path: `/app/${key}?protocol=7&client=js&version=8.6.0` });
+    socket.onclose = ({ code, reason }) => {
+      client.closes.push(`${code} ${reason}`);
+      const delay = RECONNECT_DELAY_MS[Math.floor(code / 100)];
+      if (delay !== undefined) reconnecting = setTimeout(connect, delay);
+    };
+    socket.onmessage = ({ data: text }) => {
+      const { event, data } = JSON.parse(text);
+      if (event === "pusher:connection_established") {
+        client.id = JSON.parse(data).socket_id;
+        send({ event: "pusher:subscribe", data: { channel: CHANNEL } });
+      }
+      if (event === "pusher_internal:subscription_succeeded") client.subscriptions.push([]);
+      if (event === "pusher:ping") send({ event: "pusher:pong", data: {} });
+      if (event === "tick") client.subscriptions.at(-1).push(JSON.parse(data).n);
+    };
+  };
+  connect();
+  await eventually(() => client.subscriptions.length > 0, () => `${client.name}: ${client.closes}`);
   if (socket.transport !== transport) throw new Error(`${client.name}: it took ${socket.transport}`);
   return client;
 }
@@ -138,17 +166,23 @@ const CONNECTORS = [
 /** Connects a client by each transport, and subscribes it. */
 export const connectClients = (port, key) => Promise.all(CONNECTORS.map((connect) => connect(port, key)));
 
-/** A backend whose requests share one connection as long as that stays open. `tick(n)` publishes to all clients. */
+/**
+ * A backend whose requests share one connection as long as that stays open. `tick(n)` publishes to all clients; `idleCloses()`
+ * counts connections that the other side closed between two requests, where the next one might have been under way.
+ */
 export function startBackend(port, { appId, key, secret }) {
   const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
   const create = agent.createConnection.bind(agent);
-  let connections = 0;
+  let [connections, idleCloses] = [0, 0];
   agent.createConnection = (...options) => {
     connections += 1;
-    return create(...options);
+    const socket = create(...options);
+    const isIdle = () => Object.values(agent.freeSockets).flat().includes(socket);
+    return socket.once("end", () => (idleCloses += isIdle() ? 1 : 0));
   };
   const sdk = new Pusher({ appId, key, secret, host: "127.0.0.1", port: String(port), useTLS: false, agent });
-  return { tick: (n) => sdk.trigger(CHANNEL, "tick", { n }), connections: () => connections, end: () => agent.destroy() };
+  const tick = (n) => sdk.trigger(CHANNEL, "tick", { n });
+  return { tick, connections: () => connections, idleCloses: () => idleCloses, end: () => agent.destroy() };
 }
 
 const UPGRADE = {

@@ -66,8 +66,8 @@ const CLIENTS: &[Client] = &[
     (&["kube::Client", "kube::client::Client"], &["kubernetes", "operator", "cli"]),
     (&["kube::Api", "kube::api::Api"], &["kubernetes", "operator", "cli"]),
     (&["reqwest"], &["prober", "rehearsal"]),
-    // Names of endpoints, and the authoritative servers of a move's zone.
-    (&["hickory_resolver"], &["dispatcher", "operator"]),
+    // One set-up; names of endpoints, and the authoritative servers of a move's zone.
+    (&["hickory_resolver"], &["process", "dispatcher", "operator"]),
     (&["tokio_rustls"], &["dispatcher", "prober"]),
     (
         &[

@@ -4,19 +4,19 @@
 //! would occupy every thread on which this process reads its files.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
-use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::{TokioResolver, system_conf};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::LookupIpStrategy;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::phase::PHASE_TIMEOUT;
 use crate::process::locks::lock_unpoisoned;
+use crate::process::name_resolver::build_resolver;
 
 /// Longest wait for one answer of a name server; a query is sent again within the time limit of the phase.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(900);
@@ -73,22 +73,14 @@ impl NameResolver {
     /// # Errors
     /// The resolver cannot be made.
     pub fn new(name_server: Option<SocketAddr>) -> Result<Self, String> {
-        let (config, mut options) = match name_server {
-            Some(address) => (build_config(address), ResolverOpts::default()),
-            None => system_conf::read_system_conf().unwrap_or_else(|error| {
-                tracing::warn!(%error, "/etc/resolv.conf not read: names are resolved by this machine");
-                (build_config((Ipv4Addr::LOCALHOST, 53).into()), ResolverOpts::default())
-            }),
-        };
-        options.timeout = QUERY_TIMEOUT;
-        options.attempts = 2;
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.cache_size = CACHED_ANSWERS_MAX;
-        options.positive_max_ttl = Some(ADDRESS_TTL_MAX);
-        options.negative_max_ttl = Some(MISSING_NAME_TTL_MAX);
-        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
+        let resolver = build_resolver(name_server, QUERY_TIMEOUT, |options| {
+            options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+            options.cache_size = CACHED_ANSWERS_MAX;
+            options.positive_max_ttl = Some(ADDRESS_TTL_MAX);
+            options.negative_max_ttl = Some(MISSING_NAME_TTL_MAX);
+        })?;
         Ok(Self {
-            resolver: builder.build().map_err(|error| error.to_string())?,
+            resolver,
             hosts: parse_hosts(&std::fs::read_to_string(HOSTS_PATH).unwrap_or_default()),
             lookups: Arc::new(Semaphore::new(CONCURRENT_LOOKUPS_MAX)),
             in_flight: Mutex::default(),
@@ -124,14 +116,6 @@ impl NameResolver {
         }
         shared
     }
-}
-
-fn build_config(name_server: SocketAddr) -> ResolverConfig {
-    let mut server = NameServerConfig::udp_and_tcp(name_server.ip());
-    for connection in &mut server.connections {
-        connection.port = name_server.port();
-    }
-    ResolverConfig::from_parts(None, vec![], vec![server])
 }
 
 /// Reads the lines of a hosts file: an address, then its names. Other lines are left out.

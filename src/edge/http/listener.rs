@@ -18,6 +18,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -28,6 +29,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -115,7 +117,8 @@ pub struct ListenerSettings {
     /// The limit on connections from one address; those of trusted proxies and private networks are not counted.
     pub address_limit: Option<AddressLimit>,
     /// Once cancelled, each answer closes its connection: a load balancer keeps a client on the pod of its open connection,
-    /// whatever the answer says.
+    /// whatever the answer says. Cancelled long before the listener stops, it leaves few idle connections to be closed then,
+    /// when a request may be on its way.
     pub draining: CancellationToken,
     /// The rule for headers of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
@@ -277,11 +280,12 @@ async fn serve_connection(
                     connection.as_mut().graceful_shutdown();
                 }
             }
-            () = stop.cancelled(), if !stops => {
+            ended = connection.as_mut() => break ended,
+            // Last, and a turn later: a request that has arrived is read before its connection would be closed as idle.
+            () = stop.cancelled().then(|()| yield_now()), if !stops => {
                 stops = true;
                 connection.as_mut().graceful_shutdown();
             }
-            ended = connection.as_mut() => break ended,
         }
     };
     if let Err(error) = ended {
@@ -596,6 +600,33 @@ mod tests {
         let answer = read_rest(&mut idle).await;
         assert!(answer.contains("connection: close") && answer.ends_with("hello"), "{answer}");
         stop.cancel();
+        timeout(TEST_TIMEOUT, served).await.expect("in time").expect("ended");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_arrived_before_the_stop_is_answered() {
+        let routes = Router::new().route("/", get(async || "hello"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, routes, ListenerSettings::default(), stop.clone()));
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            let mut socket = TcpStream::connect(address).await.expect("connected");
+            socket.write_all(request).await.expect("written");
+            let mut part = [0; 1_024];
+            timeout(TEST_TIMEOUT, socket.read(&mut part)).await.expect("in time").expect("read");
+            clients.push(socket);
+        }
+        // Without a turn for the server in between.
+        for socket in &clients {
+            assert_eq!(socket.try_write(request).expect("written"), request.len());
+        }
+        stop.cancel();
+        for mut socket in clients {
+            assert!(read_rest(&mut socket).await.ends_with("hello"));
+        }
         timeout(TEST_TIMEOUT, served).await.expect("in time").expect("ended");
     }
 

@@ -207,6 +207,7 @@ impl EdgeDrain {
             if let Some(code) = code {
                 self.code.get_or_init(|| code);
             }
+            self.opener.draining.start_hold();
             tokio::spawn(self.clone().run());
         }
     }

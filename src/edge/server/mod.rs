@@ -191,7 +191,7 @@ pub async fn start(values: ServerConfig, deps: EdgeDependencies) -> Result<Runni
     let (answers, checks) = build_admin_handlers(&values, &process, &shared, &drain, &stop).await;
     let routes = build_public_router(&served, &guard, &screen, &checks);
     let settings = ListenerSettings {
-        draining: opener.draining.started_token(),
+        draining: opener.draining.hold_token(),
         ..build_listener_settings(&values, &idle_timeouts, &screen, capacity, &shared.metrics)
     };
     tasks.spawn(listener::serve(deps.public, routes, settings, listening.clone()));

@@ -1,7 +1,8 @@
 //! The drain of the process, as sessions see it.
 //!
-//! In: the start of a drain and its close code. Out: a signal that sessions and transports wait for, the close reason,
-//! and the time in which messages of a closed HTTP session are still accepted. It must not know who drains, nor why.
+//! In: the hold and the start of a drain, and its close code. Out: signals that sessions, transports and the listener wait
+//! for, the close reason, and the time in which messages of a closed HTTP session are still accepted. It must not know who
+//! drains, nor why.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -25,13 +26,15 @@ const IN_FLIGHT_MESSAGES_GRACE: Duration = Duration::from_secs(3);
 /// The drain of the process, as sessions see it.
 #[derive(Debug)]
 pub struct DrainSignal {
+    held: CancellationToken,
     started: CancellationToken,
     code: AtomicU16,
 }
 
 impl Default for DrainSignal {
     fn default() -> Self {
-        Self { started: CancellationToken::new(), code: AtomicU16::new(code::RECONNECT) }
+        let (held, started) = (CancellationToken::new(), CancellationToken::new());
+        Self { held, started, code: AtomicU16::new(code::RECONNECT) }
     }
 }
 
@@ -39,6 +42,16 @@ impl DrainSignal {
     /// Sets the close code of the drain.
     pub fn set_code(&self, code: u16) {
         self.code.store(code, Ordering::Relaxed);
+    }
+
+    /// Starts the hold: clients are served and admitted, and load balancers learn of the drain.
+    pub fn start_hold(&self) {
+        self.held.cancel();
+    }
+
+    /// A token that is cancelled once the hold has started.
+    pub fn hold_token(&self) -> CancellationToken {
+        self.held.clone()
     }
 
     /// Starts the drain: from now on no new session is admitted.
@@ -54,11 +67,6 @@ impl DrainSignal {
     /// Whether the drain has started and no new session is admitted.
     pub fn is_started(&self) -> bool {
         self.started.is_cancelled()
-    }
-
-    /// A token that is cancelled once the drain has started.
-    pub fn started_token(&self) -> CancellationToken {
-        self.started.clone()
     }
 
     /// The close reason of clients that connect while the server drains. A load balancer still routes them here and would

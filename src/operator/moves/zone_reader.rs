@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::TokioResolver;
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::{TokioResolver, system_conf};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answers::{ServerAnswers, ZoneFault, ZoneReading};
 use crate::operator::metrics::{OperatorMetrics, ZoneAnswer};
+use crate::process::name_resolver::build_resolver;
 
 /// Longest wait for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -73,15 +72,7 @@ impl ZoneReader {
     /// # Errors
     /// The resolver cannot be made.
     pub fn new(servers: Vec<SocketAddr>, metrics: Arc<OperatorMetrics>) -> Result<Self, String> {
-        let (config, mut options) = system_conf::read_system_conf().unwrap_or_else(|error| {
-            tracing::warn!(%error, "/etc/resolv.conf not read: zones are found by this machine");
-            let server = NameServerConfig::udp_and_tcp(Ipv4Addr::LOCALHOST.into());
-            (ResolverConfig::from_parts(None, vec![], vec![server]), ResolverOpts::default())
-        });
-        options.timeout = ANSWER_TIMEOUT;
-        options.attempts = 2;
-        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
-        Ok(Self { resolver: builder.build().map_err(|error| error.to_string())?, servers, metrics })
+        Ok(Self { resolver: build_resolver(None, ANSWER_TIMEOUT, |_| {})?, servers, metrics })
     }
 
     /// Reads the answers to lookups of a host, which begin at `now_ms`.

@@ -51,6 +51,14 @@ async fn a_requested_drain_holds_then_closes_every_session_and_stays_in_force() 
     late.subscribe("private-room", None).await;
     late.send(&client_event("private-room", &json!(1))).await;
     assert_eq!(early.expect("client-said").await.data, 1, "served while load balancers learn of it");
+    let answer = edge.publish("1", &json!({ "name": "e", "data": "1", "channel": "room" })).await;
+    let connection = answer.headers().get("connection").and_then(|value| value.to_str().ok());
+    assert_eq!(
+        (answer.status().as_u16(), connection),
+        (200, Some("close")),
+        "served over connections that lead elsewhere"
+    );
+    assert_eq!(progress(&edge).await["stage"], "holding");
     // A second time changes nothing.
     assert_eq!(drain(&edge, "").await.1["code"], 4100);
     assert_eq!((early.closed().await, late.closed().await), (4100, 4100));
