@@ -20,7 +20,7 @@ const PUT_LOOP_COUNT: usize = 8;
 const PUT_RECORDS_MAX: usize = 500;
 
 /// Records of one `GetRecords` call, as a dispatcher reads.
-const READ_RECORDS_MAX: i32 = 1_000;
+const READ_RECORDS_MAX: i32 = 1_500;
 
 /// Events of one body, as a dispatcher posts.
 const BODY_EVENTS_MAX: usize = 100;

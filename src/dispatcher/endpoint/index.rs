@@ -177,7 +177,12 @@ impl DeliveryIndex {
         queue.items.push_front(queued);
     }
 
-    /// Whether a channel may be sent now.
+    /// Number of channels whose events can be posted now.
+    pub fn ready_channels(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Whether a channel's events can be posted now.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }

@@ -24,6 +24,10 @@ pub const BATCH_EVENTS_MAX: usize = 100;
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bounds the concurrent attempts to one endpoint.
 pub const CONCURRENT_ATTEMPTS_MAX: usize = 16;
+/// Concurrent attempts beyond which a body waits to be full: more and smaller bodies cost both sides time and memory.
+const SMALL_BODY_ATTEMPTS_MAX: usize = 4;
+/// Longest such wait since the last attempt began.
+const FULL_BODY_WAIT_MS: u64 = 50;
 /// Consecutive failures after which an endpoint gets one attempt at a time.
 pub const BREAKER_FAILURE_COUNT: u32 = 5;
 /// Longest back-off of an endpoint that gets one attempt at a time, so that its recovery is noticed soon.
@@ -82,6 +86,8 @@ pub struct EndpointQueue {
     batch_events_limit: usize,
     /// Earliest time of the next attempt while the endpoint gets one at a time.
     next_trial_ms: u64,
+    /// Time at which the last attempt began.
+    last_attempt_ms: u64,
 }
 
 impl EndpointQueue {
@@ -100,6 +106,7 @@ impl EndpointQueue {
             batch_events_max: BATCH_EVENTS_MAX,
             batch_events_limit: BATCH_EVENTS_MAX,
             next_trial_ms: 0,
+            last_attempt_ms: 0,
         }
     }
 
@@ -139,6 +146,7 @@ impl EndpointQueue {
             self.serial += 1;
             let deliveries = taken.iter().map(|queued| queued.delivery.clone()).collect();
             self.in_flight.insert(self.serial, taken);
+            self.last_attempt_ms = now_ms;
             batches.push(WebhookBatch { id: self.serial, deliveries });
         }
         (batches, expired)
@@ -149,9 +157,11 @@ impl EndpointQueue {
     pub fn next_due_ms(&self) -> Option<u64> {
         let is_open = self.failures >= BREAKER_FAILURE_COUNT;
         let trial = (is_open && self.in_flight.is_empty() && self.index.has_ready()).then_some(self.next_trial_ms);
+        let is_filling = !is_open && self.waits_for_full_body() && self.index.has_ready();
+        let filled = is_filling.then_some(self.last_attempt_ms + FULL_BODY_WAIT_MS);
         let expiry = self.ages.first_key_value().filter(|_| self.failures > 0);
         let expiry = expiry.map(|(_, since)| since + self.policy.window_ms);
-        [self.index.next_wake_ms(), trial, expiry].into_iter().flatten().min()
+        [self.index.next_wake_ms(), trial, filled, expiry].into_iter().flatten().min()
     }
 
     /// Notes the failure of an attempt with its events, before [`Self::complete_attempt`].
@@ -246,14 +256,27 @@ impl EndpointQueue {
         if self.failures >= BREAKER_FAILURE_COUNT {
             self.in_flight.is_empty() && self.next_trial_ms <= now_ms
         } else {
+            let has_full_body = self.index.ready_channels() >= self.batch_events_most();
+            let is_waited_for = self.last_attempt_ms + FULL_BODY_WAIT_MS <= now_ms;
             self.in_flight.len() < CONCURRENT_ATTEMPTS_MAX
+                && (!self.waits_for_full_body() || has_full_body || is_waited_for)
         }
+    }
+
+    /// Whether so many attempts are under way that the next body waits to be full.
+    fn waits_for_full_body(&self) -> bool {
+        (SMALL_BODY_ATTEMPTS_MAX..CONCURRENT_ATTEMPTS_MAX).contains(&self.in_flight.len())
+    }
+
+    /// Events of the next body at most.
+    fn batch_events_most(&self) -> usize {
+        self.batch_events_max.min(self.batch_events_limit)
     }
 
     /// Takes the events of the channels that have waited longest, as many as one body holds.
     fn assemble_batch(&mut self) -> Option<Vec<QueuedDelivery>> {
         let (mut taken, mut bytes, mut after) = (Vec::<QueuedDelivery>::new(), 0, 0);
-        let most = self.batch_events_max.min(self.batch_events_limit);
+        let most = self.batch_events_most();
         while taken.len() < most
             && let Some((head, channel)) = self.index.ready_after(after)
         {

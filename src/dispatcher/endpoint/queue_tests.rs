@@ -159,6 +159,26 @@ fn an_endpoint_that_fails_gets_one_attempt_at_a_time_and_backs_off() {
 }
 
 #[test]
+fn beside_four_attempts_a_body_waits_to_be_full_but_not_for_long() {
+    let mut queue = new_queue();
+    for n in 0..4 {
+        queue.push(message(n, &format!("first-{n}")));
+        assert_eq!(bodies(&mut queue, 0).len(), 1, "at once");
+    }
+    (0..99).for_each(|n| queue.push(message(10 + n, &format!("more-{n}"))));
+    assert!(bodies(&mut queue, 49).is_empty(), "the fifth body is not full");
+    assert_eq!(queue.next_due_ms(), Some(50));
+    queue.push(message(200, "last"));
+    assert_eq!(bodies(&mut queue, 49).iter().map(|body| body.deliveries.len()).collect::<Vec<_>>(), [100]);
+    queue.push(message(300, "rest"));
+    assert!(bodies(&mut queue, 98).is_empty() && queue.next_due_ms() == Some(99), "since the last attempt");
+    assert_eq!(bodies(&mut queue, 99).iter().map(records).collect::<Vec<_>>(), [[300]]);
+    queue.set_batch_limit(1);
+    queue.push(message(400, "one"));
+    assert_eq!(bodies(&mut queue, 99).len(), 1, "a body of one event is full");
+}
+
+#[test]
 fn attempt_outcomes_drop_or_keep_events() {
     for (name, outcome, now, expected) in [
         ("taken", AttemptOutcome::Delivered, 0, Some(None)),
