@@ -30,6 +30,7 @@ pub(crate) mod ledger;
 mod lineage;
 mod lineage_worker;
 pub(crate) mod metrics;
+mod own_checkpoints;
 mod probation;
 mod read_progress;
 mod reader;

@@ -18,6 +18,7 @@ use super::byte_budget::ByteBudget;
 use super::dead_letter::writer::start_writer;
 use super::endpoint::pool::EndpointPool;
 use super::metrics::{DispatcherMetrics, ErrorSource};
+use super::own_checkpoints::OwnCheckpoints;
 use super::retry::RetryPolicy;
 use super::sender::WebhookSender;
 use super::shard_discovery::discover_shards;
@@ -119,6 +120,7 @@ pub async fn start(
         client: kinesis,
         start_ms: Some(values.number(name::STREAM_START_MS)).filter(|ms| *ms > 0),
         leases,
+        own_checkpoints: OwnCheckpoints::default(),
         pool,
         apps,
         metrics,

@@ -112,11 +112,12 @@ impl ShardWorker {
         let AcquiredShard { slot, shard, generation, stream_created_ms, checkpoint, parents, open_parents } = acquired;
         let (hold, now) = (resources.pool.open_hold(slot), resources.clock.elapsed_ms());
         let registry = Arc::clone(&resources.apps.borrow());
-        let checkpoint = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
+        let stored = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
+        let checkpoint = resources.own_checkpoints.resume(&shard, generation, stream_created_ms, stored.clone());
         resources.held_shards.fetch_add(1, Ordering::Relaxed);
         let losses = ShardLosses::new(resources.dead_letters.clone(), Arc::clone(&resources.metrics));
         let unknown_apps = UnknownApps::new(Arc::clone(&resources.unknown_app_bytes));
-        let (through, predecessor_acked) = match checkpoint.clone() {
+        let (through, predecessor_acked) = match checkpoint {
             Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
                 (Some(sequence), beyond)
             }
@@ -153,7 +154,7 @@ impl ShardWorker {
             next_room_ms: 0,
             next_eviction_ms: 0,
             predecessor_acked,
-            written_checkpoint: checkpoint,
+            written_checkpoint: stored,
             losses,
         }
     }

@@ -12,6 +12,7 @@ use super::endpoint::pool::EndpointPool;
 use super::events::ShardSlot;
 use super::leases::{Checkpoint, ShardLeases};
 use super::metrics::DispatcherMetrics;
+use super::own_checkpoints::OwnCheckpoints;
 use super::shard_discovery::ShardListing;
 use crate::kinesis::KinesisClient;
 use crate::process::clock::MonotonicClock;
@@ -25,6 +26,8 @@ pub struct WorkerResources {
     pub start_ms: Option<u64>,
     /// The store that checkpoints are written to.
     pub leases: Arc<dyn ShardLeases>,
+    /// The checkpoints of shards that this process gave up.
+    pub own_checkpoints: OwnCheckpoints,
     /// The endpoints that webhooks are sent to.
     pub pool: Arc<EndpointPool>,
     /// The registry of apps and endpoints.

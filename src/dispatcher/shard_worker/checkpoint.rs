@@ -19,7 +19,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const ENDED_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl ShardWorker {
-    fn build_checkpoint(&self) -> Option<Checkpoint> {
+    pub(super) fn build_checkpoint(&self) -> Option<Checkpoint> {
         let progress = self.tracker.progress();
         let through = progress.through.map(CheckpointPosition::Through);
         let position = if self.is_done() { CheckpointPosition::ShardEnd } else { through? };
@@ -79,7 +79,8 @@ impl ShardWorker {
         let _ = timeout(limit, self.drain_attempts()).await;
         self.drain_letters().await;
         let checkpoint = self.build_checkpoint();
-        tracing::info!(shard = %self.shard, ?checkpoint, "releasing shard");
+        let (position, unfinished) = (checkpoint.as_ref().map(|it| &it.position), self.tracker.unfinished_events());
+        tracing::info!(shard = %self.shard, ?position, unfinished, "releasing shard");
         let release = self.resources.leases.release_shard(&self.shard, self.generation, checkpoint);
         if let Err(error) = call_within(LEASE_WRITE_TIMEOUT, release).await {
             tracing::warn!(shard = %self.shard, %error, "shard release failed: its lease expires");

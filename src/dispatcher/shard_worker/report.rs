@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::ShardWorker;
+use crate::dispatcher::leases::CheckpointPosition;
 use crate::dispatcher::metrics::ShardState;
 use crate::dispatcher::reasons::{LossScope, PauseReason};
 
@@ -53,6 +54,11 @@ impl ShardWorker {
 
 impl Drop for ShardWorker {
     fn drop(&mut self) {
+        // The end of a shard is no position to resume at.
+        let checkpoint = self.build_checkpoint().filter(|it| it.position != CheckpointPosition::ShardEnd);
+        if let Some(checkpoint) = checkpoint {
+            self.resources.own_checkpoints.keep(&self.shard, self.generation, checkpoint);
+        }
         self.resources.held_shards.fetch_sub(1, Ordering::Relaxed);
         let (events, deliveries) = self.count_unfinished();
         self.resources.metrics.count_relinquished(events, deliveries);
