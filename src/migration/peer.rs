@@ -39,7 +39,7 @@ impl ClusterSnapshot {
     ) -> Result<(Self, SnapshotIdentity), String> {
         let none = "the document is no snapshot: print one with `realtime snapshot`";
         let snapshot = Self::parse(text)?.ok_or(none)?;
-        snapshot.check_seal(digester, now_ms).map_err(|fault| fault.to_string())?;
+        snapshot.check_seal(text, digester, now_ms).map_err(|fault| fault.to_string())?;
         let identity = snapshot.identity().ok_or(none)?;
         if identity.uid == expected.target_uid {
             return Err(format!(

@@ -1,5 +1,7 @@
 //! The seal of a snapshot: which cluster it is of, until when it counts, and a signature that nobody makes without the key.
 
+use serde_json::Value;
+
 use super::{ClusterSnapshot, SecretDigester, SnapshotSeal};
 use crate::process::clock::format_time;
 
@@ -34,24 +36,26 @@ impl ClusterSnapshot {
         let seal = SnapshotSeal { uid: uid.to_owned(), sequence: now_ms, expires_at, signature: String::new() };
         self.key_id = Some(digester.key_id());
         self.seal = Some(seal);
-        let signature = digester.sign(SEAL_PURPOSE, &self.signed_text());
+        let document = serde_json::to_value(&self).unwrap_or_default();
+        let signature = digester.sign(SEAL_PURPOSE, &build_signed_text(document));
         if let Some(seal) = &mut self.seal {
             seal.signature = signature;
         }
         self
     }
 
-    /// Checks the seal.
+    /// Checks the seal. `text` is the document of this snapshot: a newer release signs fields that this one does not know.
     ///
     /// # Errors
     /// The snapshot has none, is foreign, forged or stale.
-    pub fn check_seal(&self, digester: &SecretDigester, now_ms: u64) -> Result<(), SealFault> {
+    pub fn check_seal(&self, text: &str, digester: &SecretDigester, now_ms: u64) -> Result<(), SealFault> {
         let seal = self.seal.as_ref().ok_or(SealFault::Unsealed)?;
         let key_id = self.key_id.clone().unwrap_or_default();
         if key_id != digester.key_id() {
             return Err(SealFault::ForeignKey(key_id));
         }
-        if !digester.is_signature(SEAL_PURPOSE, &self.signed_text(), &seal.signature) {
+        let signed = build_signed_text(Self::read_document(text));
+        if !digester.is_signature(SEAL_PURPOSE, &signed, &seal.signature) {
             return Err(SealFault::Forged);
         }
         let expires = seal.expires_at.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_millisecond);
@@ -60,15 +64,15 @@ impl ClusterSnapshot {
             _ => Err(SealFault::Stale(seal.expires_at.clone())),
         }
     }
+}
 
-    /// The text that is signed: the snapshot as JSON, without its signature.
-    fn signed_text(&self) -> String {
-        let mut unsigned = self.clone();
-        if let Some(seal) = &mut unsigned.seal {
-            seal.signature.clear();
-        }
-        serde_json::to_string(&unsigned).unwrap_or_default()
+/// The text that is signed: the snapshot as JSON without its signature, the fields of each object in the order of their names.
+fn build_signed_text(mut document: Value) -> String {
+    if let Some(signature) = document.pointer_mut("/seal/signature") {
+        *signature = Value::String(String::new());
     }
+    document.sort_all_objects();
+    document.to_string()
 }
 
 #[cfg(test)]
@@ -88,15 +92,19 @@ mod tests {
         snapshot.seal(&digester("0123456789abcdef"), "1a2b", NOW_MS)
     }
 
+    fn check(snapshot: &ClusterSnapshot, key: &SecretDigester, now_ms: u64) -> Result<(), SealFault> {
+        snapshot.check_seal(&serde_json::to_string(snapshot).expect("JSON"), key, now_ms)
+    }
+
     #[test]
     fn a_sealed_snapshot_is_read_back_from_a_file_and_counts_for_a_week() {
         let value = serde_json::to_value(sealed("a/b")).expect("JSON");
         let yaml = serde_yaml::to_string(&value).expect("YAML");
         let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
         let key = digester("0123456789abcdef");
-        assert_eq!(read.check_seal(&key, NOW_MS), Ok(()));
-        assert_eq!(read.check_seal(&key, NOW_MS + VALIDITY_MS - 1), Ok(()));
-        assert!(matches!(read.check_seal(&key, NOW_MS + VALIDITY_MS), Err(SealFault::Stale(_))));
+        assert_eq!(read.check_seal(&yaml, &key, NOW_MS), Ok(()));
+        assert_eq!(read.check_seal(&yaml, &key, NOW_MS + VALIDITY_MS - 1), Ok(()));
+        assert!(matches!(read.check_seal(&yaml, &key, NOW_MS + VALIDITY_MS), Err(SealFault::Stale(_))));
     }
 
     #[test]
@@ -111,10 +119,25 @@ mod tests {
         let value = serde_json::to_value(&snapshot).expect("JSON");
         let yaml = serde_yaml::to_string(&value).expect("YAML");
         let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
-        assert_eq!((read.check_seal(&key, NOW_MS), &read), (Ok(()), &snapshot));
+        assert_eq!((read.check_seal(&yaml, &key, NOW_MS), &read), (Ok(()), &snapshot));
         let mut forged = read;
         forged.loads.clear();
-        assert_eq!(forged.check_seal(&key, NOW_MS), Err(SealFault::Forged));
+        assert_eq!(check(&forged, &key, NOW_MS), Err(SealFault::Forged));
+    }
+
+    #[test]
+    fn fields_of_a_newer_release_are_signed_too() {
+        let key = digester("0123456789abcdef");
+        let mut document = serde_json::to_value(sealed("a/b")).expect("JSON");
+        document["later"] = 1.into();
+        document["seal"]["later"] = "x".into();
+        let text = document.to_string();
+        let read = ClusterSnapshot::parse(&text).expect("a snapshot").expect("a snapshot");
+        assert_eq!(read.check_seal(&text, &key, NOW_MS), Err(SealFault::Forged), "added afterwards");
+        document["seal"]["signature"] = key.sign(SEAL_PURPOSE, &build_signed_text(document.clone())).into();
+        let yaml = serde_yaml::to_string(&document).expect("YAML");
+        let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
+        assert_eq!(read.check_seal(&yaml, &key, NOW_MS), Ok(()));
     }
 
     #[test]
@@ -127,11 +150,11 @@ mod tests {
         let mut renumbered = sealed("a/b");
         renumbered.seal.as_mut().expect("a seal").sequence += 1;
         for forged in [longer, other, renumbered] {
-            assert_eq!(forged.check_seal(&key, NOW_MS), Err(SealFault::Forged));
+            assert_eq!(check(&forged, &key, NOW_MS), Err(SealFault::Forged));
         }
-        let foreign = sealed("a/b").check_seal(&digester("another key of them"), NOW_MS);
+        let foreign = check(&sealed("a/b"), &digester("another key of them"), NOW_MS);
         assert!(matches!(foreign, Err(SealFault::ForeignKey(_))));
         let plain = ClusterSnapshot::new(SnapshotOrigin::Manifest, "a/b".to_owned(), [].into());
-        assert_eq!(plain.check_seal(&key, NOW_MS), Err(SealFault::Unsealed));
+        assert_eq!(check(&plain, &key, NOW_MS), Err(SealFault::Unsealed));
     }
 }

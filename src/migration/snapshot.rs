@@ -216,14 +216,19 @@ impl ClusterSnapshot {
         Self { taken_at: None, seal: None, gate, sessions, ..self.clone() }
     }
 
+    /// Reads JSON or YAML; a file with several documents is none, and null. JSON's form of an enum is read through a value of
+    /// JSON.
+    pub(super) fn read_document(text: &str) -> serde_json::Value {
+        let value = serde_yaml::from_str::<serde_yaml::Value>(text).ok();
+        value.and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default()
+    }
+
     /// Parses a snapshot from JSON or YAML; `None` if the text is another document.
     ///
     /// # Errors
     /// The text is a snapshot of a form that this release does not know.
     pub fn parse(text: &str) -> Result<Option<Self>, String> {
-        // A file with several documents is none. JSON's form of an enum is read through a value of JSON.
-        let value = serde_yaml::from_str::<serde_yaml::Value>(text).ok();
-        let value = value.and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default();
+        let value = Self::read_document(text);
         if value.get("kind").and_then(serde_json::Value::as_str) != Some(KIND) {
             return Ok(None);
         }

@@ -106,7 +106,7 @@ fn read_snapshot(file: &Path, digester: Option<&SecretDigester>) -> Result<Clust
         Ok(Some(snapshot)) => {
             // A snapshot by hand has no seal, and is compared as it is.
             let sealed = digester.filter(|_| snapshot.seal.is_some());
-            let checked = sealed.map_or(Ok(()), |digester| snapshot.check_seal(digester, now_ms()));
+            let checked = sealed.map_or(Ok(()), |digester| snapshot.check_seal(&text, digester, now_ms()));
             checked.map_err(|fault| vec![format!("{name}: {fault}")])?;
             Ok(snapshot)
         }
