@@ -39,7 +39,7 @@ export async function startEmulator(directory) {
 
 /** A client of the Kinesis at this port. */
 export function connectStream(port) {
-  const call = async (action, body) => {
+  const callOnce = async (action, body) => {
     const answer = await fetch(`http://127.0.0.1:${port}`, {
       method: "POST",
       headers: {
@@ -54,6 +54,12 @@ export function connectStream(port) {
     if (!answer.ok) throw new Error(`${action}: ${answer.status} ${text}`);
     return text === "" ? {} : JSON.parse(text);
   };
+  // The emulator may close an idle connection just when the next call is sent on it, which nothing but a read may repeat.
+  const call = (action, body) =>
+    callOnce(action, body).catch((error) => {
+      if (!(error instanceof TypeError) || !/^(Describe|Get|List)/.test(action)) throw error;
+      return callOnce(action, body);
+    });
   const waitUntilActive = async (stream) => {
     const end = Date.now() + ACTIVE_TIMEOUT_MS;
     for (;;) {
@@ -95,13 +101,11 @@ export function connectStream(port) {
     },
     /** Every record of a stream: its data as text, its time in ms, and its shard. */
     async readAll(stream) {
-      // The emulator may close an idle connection just when the next call is sent on it.
-      const read = (action, body) => call(action, body).catch(() => call(action, body));
       const records = [];
       for (const { ShardId } of await listShards(stream)) {
-        const first = await read("GetShardIterator", { StreamName: stream, ShardId, ShardIteratorType: "TRIM_HORIZON" });
+        const first = await call("GetShardIterator", { StreamName: stream, ShardId, ShardIteratorType: "TRIM_HORIZON" });
         for (let iterator = first.ShardIterator; iterator;) {
-          const page = await read("GetRecords", { ShardIterator: iterator });
+          const page = await call("GetRecords", { ShardIterator: iterator });
           for (const { Data, ApproximateArrivalTimestamp: seconds } of page.Records) {
             records.push({ text: Buffer.from(Data, "base64").toString("utf8"), at: Math.round(seconds * 1_000), shard: ShardId });
           }
