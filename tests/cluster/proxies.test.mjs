@@ -16,8 +16,11 @@ const [NGINX, HAPROXY] = ["nginx", "HAProxy in TCP mode with PROXY v2"];
 /** Seconds until the cluster is Ready, with journeys through the front beside those to pods. */
 const READY_SECONDS_MAX = 180;
 
-/** Seconds of the drain's hold, in which each backend has to publish, so that an answer closes its connection. */
-const HOLD_SECONDS = 5;
+/**
+ * Seconds of the drain's hold, in which each connection in use has to carry a request, whose answer closes it, and the node has to stop
+ * leading new ones to the pod, also on a busy machine.
+ */
+const HOLD_SECONDS = 15;
 
 /** Milliseconds between two publishes of each backend of a proxy; each backend has a connection of its own. */
 const PUBLISH_INTERVALS_MS = [250, 250, 2_000, 2_000, 3_000, 3_000, 3_000, 3_000];
