@@ -115,7 +115,8 @@ test("webhooks outlive an API server that is away for less than a minute, stop a
     assertNone("transitions", states.problems);
     assertNone("order", order.problems);
     assertNone("client events", clientEvents.problems);
-    // A checkpoint is written every 5 s: a few seconds before the outage are repeated too.
+    // A shard that the other dispatcher takes is repeated from its last checkpoint, which is written every 5 s; the one that held it
+    // resumes where it left it.
     const perSecond = unwritten / GRACE_SECONDS;
     assert.ok(repeats <= unwritten + 15 * perSecond, `${repeats} repeats of ${unwritten} events without a checkpoint`);
     assert.match(await bed.pods.printLedger(), /every hop balances/);
