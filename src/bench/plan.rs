@@ -272,7 +272,7 @@ pub struct PipelinePlan {
 }
 
 impl PipelinePlan {
-    /// The size that the targets are worded for: under 10 minutes.
+    /// The size that the targets are worded for: about 12 minutes.
     #[must_use]
     pub fn full_run() -> Self {
         Self {
@@ -286,7 +286,7 @@ impl PipelinePlan {
             calm_per_second: 1_000,
             calm: Duration::from_secs(8),
             refused_events: 300_000,
-            users: 1_000_000,
+            users: 200_000,
             memory_settling: Duration::from_secs(12),
             chat_senders: 100,
             chat_windows: 5,
@@ -304,7 +304,7 @@ impl PipelinePlan {
             events: 120_000,
             single_events: 10_000,
             calm: Duration::from_secs(5),
-            refused_events: 30_000,
+            refused_events: 10_000,
             users: 100_000,
             memory_settling: Duration::from_secs(5),
             chat_windows: 3,

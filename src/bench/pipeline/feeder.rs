@@ -100,10 +100,7 @@ impl Feeder {
         while self.emitted() < goal {
             match pace {
                 Pace::AsFastAsWritten => {
-                    while self.recorder.queued_count() > QUEUED_EVENTS_MAX {
-                        self.check_failure()?;
-                        sleep(Duration::from_millis(1)).await;
-                    }
+                    self.wait_for_room().await?;
                     // Lanes and the receiver share the cores with this task.
                     tokio::task::yield_now().await;
                     for _ in 0..EMIT_BURST {
@@ -118,6 +115,20 @@ impl Feeder {
             }
         }
         self.check_failure()
+    }
+
+    /// Waits until the recorder has written enough to take more.
+    async fn wait_for_room(&mut self) -> Result<(), BenchError> {
+        let deadline = Instant::now() + FLUSH_TIMEOUT;
+        while self.recorder.queued_count() > QUEUED_EVENTS_MAX {
+            self.check_failure()?;
+            if Instant::now() > deadline {
+                let detail = format!("{} events wait after {FLUSH_TIMEOUT:?}", self.recorder.queued_count());
+                return Err(BenchError::Server { server: "recorder", step: "writing", detail });
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// Waits until every event is written, and returns the number of those that were dropped.

@@ -8,8 +8,8 @@ use super::super::sequence::DeliveryTally;
 use super::feeder::Pace;
 use super::{TestBed, sample_memory};
 
-/// Events per second while an endpoint refuses its own.
-const REFUSED_EVENTS_PER_SECOND: u32 = 5_000;
+/// Events per second while an endpoint refuses its own: as many as timers of a millisecond allow.
+const REFUSED_EVENTS_PER_SECOND: u32 = 1_000;
 
 /// Memory of one dispatcher, in KiB.
 #[derive(Clone, Copy, Debug, Default)]
