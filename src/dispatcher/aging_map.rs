@@ -5,7 +5,8 @@
 //! caller passes the time.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::LazyLock;
 
 /// Values by a short key, such as a hash.
 #[derive(Debug)]
@@ -71,6 +72,13 @@ impl<K: Copy + Eq + Hash, V> AgingMap<K, V> {
     pub fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
+}
+
+/// A short key for a long one, such as a name. The hasher is random, and the same for all maps of the process, which may be
+/// merged. With 64 bits, a new key has the hash of one of 57,344 others less than once in 10^14 keys.
+pub fn hash_key(key: &(impl Hash + ?Sized)) -> u64 {
+    static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    HASHER.hash_one(key)
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! Decodes a record's bytes into events and separates those of this cluster from foreign, newer and broken ones.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
-use super::aging_map::AgingMap;
+use super::aging_map::{AgingMap, hash_key};
 use super::events::ShardSlot;
 use crate::protocol::record::{RecordError, StreamRecord};
 
@@ -49,7 +47,7 @@ impl Default for RecentEventIds {
 impl RecentEventIds {
     /// Remembers the id of an event of this shard; returns whether it is new.
     pub fn insert(&mut self, id: &str, slot: ShardSlot, now_ms: u64) -> bool {
-        self.0.insert(hash_id(id), slot, now_ms)
+        self.0.insert(hash_key(id), slot, now_ms)
     }
 
     /// Forgets the ids of a shard that is no longer held: its next holder, who may be this process, reads some again.
@@ -61,13 +59,6 @@ impl RecentEventIds {
     pub fn absorb(&mut self, other: Self, now_ms: u64) {
         self.0.absorb(other.0, now_ms);
     }
-}
-
-/// The hash of an event's id. A new event shares its hash with one of [`EVENT_IDS_MAX`] others less than once in 10^14 events.
-fn hash_id(id: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -6,10 +6,8 @@
 //! holder learns the order from the records before its checkpoint. Pure: the caller passes the time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::LazyLock;
 
-use super::aging_map::AgingMap;
+use super::aging_map::{AgingMap, hash_key};
 use super::events::{ChannelKey, ShardSlot, TrackedEvent};
 use crate::protocol::record::EventOrder;
 
@@ -18,7 +16,7 @@ pub const GAP_TIMEOUT_MS: u64 = 3_000;
 /// Bounds the channels, and the subjects, whose last event a lineage remembers: those of a minute at the thousand records a
 /// second that a shard takes.
 const HISTORIES_MAX: usize = 57_344;
-/// Bounds those of all lineages of a process, in 18 MiB: they would grow with the number of shards that it holds.
+/// Bounds those of all lineages of a process: their memory must not grow with the number of shards that it holds.
 const PROCESS_HISTORIES_MAX: usize = 4 * HISTORIES_MAX;
 /// Time for which the last event of a channel and of a subject is remembered: longer than an edge keeps a record that
 /// the stream refuses.
@@ -171,13 +169,6 @@ impl Sequencer {
         self.subjects.insert(subject, (order, event.slot), now_ms);
         SequencedEvent::Release(event)
     }
-}
-
-/// A key of histories. The hasher is random, and the same for all lineages, which may be merged. With 64 bits, an event is
-/// taken for one of another subject once in 10^14 events.
-fn hash_key(key: &impl Hash) -> u64 {
-    static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    HASHER.hash_one(key)
 }
 
 /// Whether no event can lie between the two: the numbers are contiguous, and a new epoch starts at one. An unknown channel
