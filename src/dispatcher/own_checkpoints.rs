@@ -1,8 +1,8 @@
 //! The checkpoints at which this process gave shards up, also those that the lease store did not take.
 //!
-//! In: the checkpoint of each hold that ends. Out: where to resume a shard that no other member held in between. While the
-//! lease store is away for longer than its grace, shards are given up, and all events since the last stored checkpoint would
-//! arrive twice.
+//! In: the checkpoint of each hold that ends. Out: the position at which to resume a shard that no other member held in
+//! between. A process gives its shards up when the lease store stays unavailable beyond the grace period; from the last stored
+//! checkpoint it would deliver every event of that time again.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -28,23 +28,14 @@ impl OwnCheckpoints {
         kept.insert(shard.clone(), (generation, checkpoint));
     }
 
-    /// The checkpoint at which to resume a shard that was acquired under this generation: the own one, unless another member
-    /// held the shard in between, or it is of a former stream.
+    /// Takes the checkpoint of a shard that was acquired under this generation; `None` if another member held it in between, or
+    /// if it is of a former stream.
     #[must_use]
-    pub fn resume(
-        &self,
-        shard: &ShardId,
-        generation: u64,
-        stream_created_ms: u64,
-        stored: Option<Checkpoint>,
-    ) -> Option<Checkpoint> {
-        let own = lock_unpoisoned(&self.0).remove(shard);
+    pub fn take(&self, shard: &ShardId, generation: u64, stream_created_ms: u64) -> Option<Checkpoint> {
+        let (kept, checkpoint) = lock_unpoisoned(&self.0).remove(shard)?;
         // Every acquisition raises the generation by one.
-        let is_own = |(kept, checkpoint): &(u64, Checkpoint)| {
-            generation.checked_sub(*kept).is_some_and(|acquisitions| acquisitions <= 1)
-                && checkpoint.stream_created_ms == stream_created_ms
-        };
-        own.filter(is_own).map(|(_, checkpoint)| checkpoint).or(stored)
+        let acquisitions = generation.checked_sub(kept)?;
+        (acquisitions <= 1 && checkpoint.stream_created_ms == stream_created_ms).then_some(checkpoint)
     }
 }
 
@@ -60,18 +51,17 @@ mod tests {
     #[test]
     fn a_shard_resumes_at_its_own_checkpoint_unless_another_member_held_it() {
         let shard = ShardId::from("a");
-        for (name, generation, stream, resumed) in [
-            ("acquired next", 4, 7, "9"),
-            ("held all the time", 3, 7, "9"),
-            ("held by another in between", 5, 7, "5"),
-            ("a lease that was made anew", 1, 7, "5"),
-            ("another stream", 4, 8, "5"),
+        for (name, generation, stream, taken) in [
+            ("acquired next", 4, 7, Some("9")),
+            ("held all the time", 3, 7, Some("9")),
+            ("held by another in between", 5, 7, None),
+            ("a lease that was made anew", 1, 7, None),
+            ("another stream", 4, 8, None),
         ] {
             let own = OwnCheckpoints::default();
             own.keep(&shard, 3, checkpoint("9"));
-            let stored = Some(checkpoint("5"));
-            assert_eq!(own.resume(&shard, generation, stream, stored.clone()), Some(checkpoint(resumed)), "{name}");
-            assert_eq!(own.resume(&shard, generation, stream, stored.clone()), stored, "{name}: once");
+            assert_eq!(own.take(&shard, generation, stream), taken.map(checkpoint), "{name}");
+            assert_eq!(own.take(&shard, generation, stream), None, "{name}: once");
         }
     }
 
@@ -80,6 +70,6 @@ mod tests {
         let own = OwnCheckpoints::default();
         (0..5_000).for_each(|n| own.keep(&ShardId::from(format!("s{n}").as_str()), 1, checkpoint("1")));
         assert!(lock_unpoisoned(&own.0).len() <= KEPT_SHARDS_MAX);
-        assert!(own.resume(&ShardId::from("s4999"), 2, 7, None).is_some());
+        assert!(own.take(&ShardId::from("s4999"), 2, 7).is_some());
     }
 }

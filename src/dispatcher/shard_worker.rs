@@ -113,11 +113,11 @@ impl ShardWorker {
         let (hold, now) = (resources.pool.open_hold(slot), resources.clock.elapsed_ms());
         let registry = Arc::clone(&resources.apps.borrow());
         let stored = checkpoint.filter(|it| it.stream_created_ms == stream_created_ms);
-        let checkpoint = resources.own_checkpoints.resume(&shard, generation, stream_created_ms, stored.clone());
+        let own = resources.own_checkpoints.take(&shard, generation, stream_created_ms);
         resources.held_shards.fetch_add(1, Ordering::Relaxed);
         let losses = ShardLosses::new(resources.dead_letters.clone(), Arc::clone(&resources.metrics));
         let unknown_apps = UnknownApps::new(Arc::clone(&resources.unknown_app_bytes));
-        let (through, predecessor_acked) = match checkpoint {
+        let (through, predecessor_acked) = match own.or_else(|| stored.clone()) {
             Some(Checkpoint { position: CheckpointPosition::Through(sequence), beyond, .. }) => {
                 (Some(sequence), beyond)
             }
