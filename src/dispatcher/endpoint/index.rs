@@ -182,11 +182,6 @@ impl DeliveryIndex {
         self.ready.len()
     }
 
-    /// Whether a channel's events can be posted now.
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
-    }
-
     /// Whether this holds of a channel's oldest event.
     pub fn has_head(&self, channel: &ChannelName, holds: impl Fn(&QueuedDelivery) -> bool) -> bool {
         self.channels.get(channel).and_then(|queue| queue.items.front()).is_some_and(holds)

@@ -156,8 +156,9 @@ impl EndpointQueue {
     #[must_use]
     pub fn next_due_ms(&self) -> Option<u64> {
         let is_open = self.failures >= BREAKER_FAILURE_COUNT;
-        let trial = (is_open && self.in_flight.is_empty() && self.index.has_ready()).then_some(self.next_trial_ms);
-        let is_filling = !is_open && self.waits_for_full_body() && self.index.has_ready();
+        let has_ready = self.index.ready_channels() > 0;
+        let trial = (is_open && self.in_flight.is_empty() && has_ready).then_some(self.next_trial_ms);
+        let is_filling = !is_open && self.waits_for_full_body() && has_ready;
         let filled = is_filling.then_some(self.last_attempt_ms + FULL_BODY_WAIT_MS);
         let expiry = self.ages.first_key_value().filter(|_| self.failures > 0);
         let expiry = expiry.map(|(_, since)| since + self.policy.window_ms);
