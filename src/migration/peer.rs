@@ -38,8 +38,9 @@ impl ClusterSnapshot {
         now_ms: u64,
     ) -> Result<(Self, SnapshotIdentity), String> {
         let none = "the document is no snapshot: print one with `realtime snapshot`";
-        let snapshot = Self::parse(text)?.ok_or(none)?;
-        snapshot.check_seal(text, digester, now_ms).map_err(|fault| fault.to_string())?;
+        let document = Self::read_document(text);
+        let snapshot = Self::from_document(&document)?.ok_or(none)?;
+        snapshot.check_seal(document, digester, now_ms).map_err(|fault| fault.to_string())?;
         let identity = snapshot.identity().ok_or(none)?;
         if identity.uid == expected.target_uid {
             return Err(format!(

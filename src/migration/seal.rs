@@ -44,17 +44,17 @@ impl ClusterSnapshot {
         self
     }
 
-    /// Checks the seal. `text` is the document of this snapshot: a newer release signs fields that this one does not know.
+    /// Checks the seal. `document` is that of this snapshot: a newer release signs fields that this one does not know.
     ///
     /// # Errors
     /// The snapshot has none, is foreign, forged or stale.
-    pub fn check_seal(&self, text: &str, digester: &SecretDigester, now_ms: u64) -> Result<(), SealFault> {
+    pub fn check_seal(&self, document: Value, digester: &SecretDigester, now_ms: u64) -> Result<(), SealFault> {
         let seal = self.seal.as_ref().ok_or(SealFault::Unsealed)?;
         let key_id = self.key_id.clone().unwrap_or_default();
         if key_id != digester.key_id() {
             return Err(SealFault::ForeignKey(key_id));
         }
-        let signed = build_signed_text(Self::read_document(text));
+        let signed = build_signed_text(document);
         if !digester.is_signature(SEAL_PURPOSE, &signed, &seal.signature) {
             return Err(SealFault::Forged);
         }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn check(snapshot: &ClusterSnapshot, key: &SecretDigester, now_ms: u64) -> Result<(), SealFault> {
-        snapshot.check_seal(&serde_json::to_string(snapshot).expect("JSON"), key, now_ms)
+        snapshot.check_seal(serde_json::to_value(snapshot).expect("JSON"), key, now_ms)
     }
 
     #[test]
@@ -102,9 +102,12 @@ mod tests {
         let yaml = serde_yaml::to_string(&value).expect("YAML");
         let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
         let key = digester("0123456789abcdef");
-        assert_eq!(read.check_seal(&yaml, &key, NOW_MS), Ok(()));
-        assert_eq!(read.check_seal(&yaml, &key, NOW_MS + VALIDITY_MS - 1), Ok(()));
-        assert!(matches!(read.check_seal(&yaml, &key, NOW_MS + VALIDITY_MS), Err(SealFault::Stale(_))));
+        assert_eq!(read.check_seal(ClusterSnapshot::read_document(&yaml), &key, NOW_MS), Ok(()));
+        assert_eq!(read.check_seal(ClusterSnapshot::read_document(&yaml), &key, NOW_MS + VALIDITY_MS - 1), Ok(()));
+        assert!(matches!(
+            read.check_seal(ClusterSnapshot::read_document(&yaml), &key, NOW_MS + VALIDITY_MS),
+            Err(SealFault::Stale(_))
+        ));
     }
 
     #[test]
@@ -119,7 +122,7 @@ mod tests {
         let value = serde_json::to_value(&snapshot).expect("JSON");
         let yaml = serde_yaml::to_string(&value).expect("YAML");
         let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
-        assert_eq!((read.check_seal(&yaml, &key, NOW_MS), &read), (Ok(()), &snapshot));
+        assert_eq!((read.check_seal(ClusterSnapshot::read_document(&yaml), &key, NOW_MS), &read), (Ok(()), &snapshot));
         let mut forged = read;
         forged.loads.clear();
         assert_eq!(check(&forged, &key, NOW_MS), Err(SealFault::Forged));
@@ -133,11 +136,15 @@ mod tests {
         document["seal"]["later"] = "x".into();
         let text = document.to_string();
         let read = ClusterSnapshot::parse(&text).expect("a snapshot").expect("a snapshot");
-        assert_eq!(read.check_seal(&text, &key, NOW_MS), Err(SealFault::Forged), "added afterwards");
+        assert_eq!(
+            read.check_seal(ClusterSnapshot::read_document(&text), &key, NOW_MS),
+            Err(SealFault::Forged),
+            "added afterwards"
+        );
         document["seal"]["signature"] = key.sign(SEAL_PURPOSE, &build_signed_text(document.clone())).into();
         let yaml = serde_yaml::to_string(&document).expect("YAML");
         let read = ClusterSnapshot::parse(&yaml).expect("a snapshot").expect("a snapshot");
-        assert_eq!(read.check_seal(&yaml, &key, NOW_MS), Ok(()));
+        assert_eq!(read.check_seal(ClusterSnapshot::read_document(&yaml), &key, NOW_MS), Ok(()));
     }
 
     #[test]

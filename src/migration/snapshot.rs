@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{AppDigest, DeliverySnapshot, EdgeLoad, SessionSnapshot};
 use crate::api::RealtimeCluster;
@@ -216,9 +217,10 @@ impl ClusterSnapshot {
         Self { taken_at: None, seal: None, gate, sessions, ..self.clone() }
     }
 
-    /// Reads JSON or YAML; a file with several documents is none, and null. JSON's form of an enum is read through a value of
-    /// JSON.
-    pub(super) fn read_document(text: &str) -> serde_json::Value {
+    /// Reads JSON or YAML, for [`Self::from_document`]; null is read from a file with several documents. JSON's form of an enum
+    /// is read through a value of JSON.
+    #[must_use]
+    pub fn read_document(text: &str) -> Value {
         let value = serde_yaml::from_str::<serde_yaml::Value>(text).ok();
         value.and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default()
     }
@@ -228,11 +230,18 @@ impl ClusterSnapshot {
     /// # Errors
     /// The text is a snapshot of a form that this release does not know.
     pub fn parse(text: &str) -> Result<Option<Self>, String> {
-        let value = Self::read_document(text);
-        if value.get("kind").and_then(serde_json::Value::as_str) != Some(KIND) {
+        Self::from_document(&Self::read_document(text))
+    }
+
+    /// Parses a document as [`Self::parse`] does.
+    ///
+    /// # Errors
+    /// The document is a snapshot of a form that this release does not know.
+    pub fn from_document(document: &Value) -> Result<Option<Self>, String> {
+        if document.get("kind").and_then(Value::as_str) != Some(KIND) {
             return Ok(None);
         }
-        let found: Self = serde_json::from_value(value).map_err(|error| format!("no snapshot: {error}"))?;
+        let found = Self::deserialize(document).map_err(|error| format!("no snapshot: {error}"))?;
         if found.api_version != API_VERSION {
             return Err(format!("apiVersion is `{}`: this release reads {API_VERSION}", found.api_version));
         }

@@ -102,11 +102,12 @@ fn print_review(format: OutputFormat, review: &MigrationReview) -> u8 {
 fn read_snapshot(file: &Path, digester: Option<&SecretDigester>) -> Result<ClusterSnapshot, Vec<String>> {
     let name = file.display();
     let text = std::fs::read_to_string(file).map_err(|error| vec![format!("{name}: cannot be read: {error}")])?;
-    match ClusterSnapshot::parse(&text) {
+    let document = ClusterSnapshot::read_document(&text);
+    match ClusterSnapshot::from_document(&document) {
         Ok(Some(snapshot)) => {
             // A snapshot by hand has no seal, and is compared as it is.
             let sealed = digester.filter(|_| snapshot.seal.is_some());
-            let checked = sealed.map_or(Ok(()), |digester| snapshot.check_seal(&text, digester, now_ms()));
+            let checked = sealed.map_or(Ok(()), |digester| snapshot.check_seal(document, digester, now_ms()));
             checked.map_err(|fault| vec![format!("{name}: {fault}")])?;
             Ok(snapshot)
         }
