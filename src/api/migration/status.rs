@@ -198,6 +198,12 @@ pub enum MigrationReason {
 }
 
 impl MigrationReason {
+    /// Whether the move waits for a repair, whatever its phase.
+    #[must_use]
+    pub fn needs_repair(self) -> bool {
+        matches!(self, Self::RecordExists | Self::WeightNotApplied | Self::WeightsDiffer | Self::GateFailing)
+    }
+
     /// Every reason, in the order of a move.
     pub const ALL: [Self; 27] = [
         Self::ClusterMissing,

@@ -44,10 +44,6 @@ pub fn summarize_move(
 
 /// Whether a move runs well: its plan is accepted, and nothing waits for a repair.
 fn judge_ready(phase: MigrationPhase, reason: MigrationReason) -> &'static str {
-    let is_impeded = matches!(
-        reason,
-        MigrationReason::WeightNotApplied | MigrationReason::WeightsDiffer | MigrationReason::GateFailing
-    );
     match phase {
         MigrationPhase::Pending => "Unknown",
         MigrationPhase::Shifting
@@ -55,7 +51,7 @@ fn judge_ready(phase: MigrationPhase, reason: MigrationReason) -> &'static str {
         | MigrationPhase::AwaitingApproval
         | MigrationPhase::CuttingOver
         | MigrationPhase::Completed
-            if !is_impeded =>
+            if !reason.needs_repair() =>
         {
             "True"
         }

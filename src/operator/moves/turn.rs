@@ -424,18 +424,11 @@ fn is_news(former: &RealtimeMigrationStatus, status: &RealtimeMigrationStatus) -
 }
 
 fn judge_event(track: &TrackStatus) -> EventType {
-    let is_impeded = matches!(
-        track.reason,
-        MigrationReason::WeightNotApplied
-            | MigrationReason::WeightsDiffer
-            | MigrationReason::RecordExists
-            | MigrationReason::GateFailing
-    );
     match track.progress.phase {
         MigrationPhase::Frozen | MigrationPhase::RollingBack | MigrationPhase::RolledBack | MigrationPhase::Failed => {
             EventType::Warning
         }
-        _ if is_impeded => EventType::Warning,
+        _ if track.reason.needs_repair() => EventType::Warning,
         _ => EventType::Normal,
     }
 }
