@@ -286,7 +286,7 @@ impl PipelinePlan {
             calm_per_second: 1_000,
             calm: Duration::from_secs(8),
             refused_events: 300_000,
-            users: 200_000,
+            users: 1_000_000,
             memory_settling: Duration::from_secs(12),
             chat_senders: 100,
             chat_windows: 5,

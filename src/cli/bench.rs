@@ -10,7 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use super::BAD_INPUT_EXIT_CODE;
 use crate::bench::{self, BenchError, BenchReport, EdgePlan, PeerKind, PeerServer, PipelinePlan, PodsPlan};
 use crate::process::{signal, telemetry};
-use crate::rehearsal::cloud as kinesis_router;
+use crate::rehearsal::cloud_of as kinesis_router_of;
 
 /// The exit code when a target is missed.
 const MISSED_EXIT_CODE: u8 = 1;
@@ -20,6 +20,9 @@ const VOID_EXIT_CODE: u8 = 2;
 
 /// The exit code of a run that a signal ended.
 const INTERRUPTED_EXIT_CODE: u8 = 130;
+
+/// Bytes of records that the emulator of a benchmark keeps at most: far more than a full run writes.
+const RETAINED_BYTES_MAX: u64 = 4 << 30;
 
 /// Measure what a server costs on this machine
 #[derive(clap::Args)]
@@ -196,7 +199,7 @@ async fn bench_pipeline(arguments: PipelineArguments) -> u8 {
     }
     plan.rounds = arguments.rounds.unwrap_or(plan.rounds).max(1);
     let progress = |step| eprintln!("{step}");
-    let measured = Box::pin(bench::run_pipeline(&plan, kinesis_router, &progress));
+    let measured = Box::pin(bench::run_pipeline(&plan, || kinesis_router_of(RETAINED_BYTES_MAX), &progress));
     run_and_print(measured, arguments.output, arguments.write.as_deref()).await
 }
 

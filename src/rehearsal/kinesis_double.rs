@@ -47,6 +47,9 @@ const FIRST_SHARD: &str = "shardId-000000000000";
 /// Largest `CreateStream`: a name and 50 tags of 384 characters.
 const CREATE_REQUEST_BYTES_MAX: usize = 128 * 1024;
 
+/// Bytes of records that a region of a rehearsal keeps at most; it refuses further ones.
+const RETAINED_BYTES_MAX: u64 = 256 << 20;
+
 /// Separates the server from the number in a pod's identity.
 const POD_SEPARATOR: char = '.';
 
@@ -54,21 +57,28 @@ const POD_SEPARATOR: char = '.';
 const JSON_CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
 /// The account: a store per region, and what is wrong with it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct CloudAccount {
     stores: Arc<Mutex<HashMap<String, Router>>>,
     faults: FaultSwitches,
     /// The app of the journeys, whose records no fault of other apps concerns.
     journeys_app: Option<AppId>,
+    /// Bytes of records that a region keeps at most.
+    retained_bytes_max: u64,
 }
 
 /// Kinesis, to be served or put behind something that watches or breaks it.
 pub fn kinesis_router() -> Router {
-    build_router(FaultSwitches::default(), None)
+    build_router(FaultSwitches::default(), None, RETAINED_BYTES_MAX)
 }
 
-fn build_router(faults: FaultSwitches, journeys_app: Option<AppId>) -> Router {
-    let account = CloudAccount { faults, journeys_app, ..CloudAccount::default() };
+/// Kinesis without faults, of which each region keeps so many bytes of records at most.
+pub fn kinesis_router_of(retained_bytes_max: u64) -> Router {
+    build_router(FaultSwitches::default(), None, retained_bytes_max)
+}
+
+fn build_router(faults: FaultSwitches, journeys_app: Option<AppId>, retained_bytes_max: u64) -> Router {
+    let account = CloudAccount { stores: Arc::default(), faults, journeys_app, retained_bytes_max };
     Router::new().fallback(route_by_region).with_state(account)
 }
 
@@ -79,7 +89,7 @@ pub fn serve(
     journeys_app: Option<AppId>,
     shutdown: CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    let router = build_router(faults, journeys_app);
+    let router = build_router(faults, journeys_app, RETAINED_BYTES_MAX);
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
@@ -101,7 +111,7 @@ async fn route_by_region(State(account): State<CloudAccount>, request: Request) 
     let by_dispatcher = server == Some(ServerKind::Dispatcher);
     let store = {
         let mut stores = lock_unpoisoned(&account.stores);
-        stores.entry(region.clone()).or_insert_with(|| region_store(region)).clone()
+        stores.entry(region.clone()).or_insert_with(|| region_store(region, account.retained_bytes_max)).clone()
     };
     match operation.as_str() {
         "CreateStream" => create_tagged_stream(store, request).await,
@@ -151,12 +161,12 @@ async fn run_apart(State(puts): State<Arc<RwLock<()>>>, request: Request, next: 
     next.run(request).await
 }
 
-fn region_store(region: String) -> Router {
+fn region_store(region: String, retained_bytes_max: u64) -> Router {
     let options = StoreOptions {
         aws_region: region,
         create_stream_ms: STREAM_CREATE_DELAY_MS,
         shard_limit: 10_000,
-        max_retained_bytes: Some(256 * 1024 * 1024),
+        max_retained_bytes: Some(retained_bytes_max),
         ..StoreOptions::default()
     };
     separate_reads_from_puts(ferrokinesis::create_app(options).0)
