@@ -56,11 +56,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+#[cfg(feature = "bench")]
+pub(crate) use endpoint::queue::BATCH_EVENTS_MAX;
 pub use kubernetes_leases::KubernetesLeases;
 pub use leases::{
     Checkpoint, CheckpointPosition, HEARTBEAT_INTERVAL, LeaseError, LeaseSnapshot, MEMBER_TTL, MemberStatus,
     MemoryLeases, ShardLease, ShardLeases,
 };
+#[cfg(feature = "bench")]
+pub(crate) use reader::{PAGE_RECORDS_MAX, READ_INTERVAL};
 pub use server::{RunningDispatcher, start};
 
 use crate::kinesis::KinesisClient;

@@ -26,7 +26,7 @@ use crate::protocol::ShardId;
 pub const READ_INTERVAL: Duration = Duration::from_millis(250);
 /// Bounds the records of one page. Of small ones, a shard gives more a second than it takes: 2 MiB, and 1,000 records
 /// (Kinesis quotas).
-const PAGE_RECORDS_MAX: usize = 1_500;
+pub const PAGE_RECORDS_MAX: usize = 1_500;
 /// Bounds the records of one page that only teaches the order.
 const HISTORY_PAGE_RECORDS_MAX: usize = 5_000;
 /// Bounds the time for which records are read again: beyond it a take-over costs more than it saves.

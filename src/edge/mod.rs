@@ -37,5 +37,5 @@ pub use error::{StartError, StopError};
 #[cfg(feature = "bench")]
 pub(crate) use metrics::EdgeMetrics;
 #[cfg(feature = "bench")]
-pub(crate) use recorder::{Recorder, RecorderTasks, limits::QueueLimits};
+pub(crate) use recorder::{LANE_COUNT, Recorder, RecorderTasks, limits::QueueLimits};
 pub use server::{EdgeDependencies, RunningEdge, start};

@@ -1,4 +1,4 @@
-//! The lower bounds: the same client of the SDK and the same bytes, with nothing around them.
+//! The lower bounds: the same client of the SDK, and the same bytes in batches of the same size, with nothing around them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,20 +10,10 @@ use super::super::error::BenchError;
 use super::super::http::HttpConnection;
 use super::super::machine::as_f64;
 use super::stream_double::{StreamDouble, stream_error};
+use crate::dispatcher::{BATCH_EVENTS_MAX, PAGE_RECORDS_MAX};
+use crate::edge::{LANE_COUNT, QueueLimits};
 use crate::kinesis::{KinesisClient, PutEntry, ReadPosition};
 use crate::protocol::ShardId;
-
-/// Concurrent `PutRecords` calls: as many as a recorder has lanes.
-const PUT_LOOP_COUNT: usize = 8;
-
-/// Records of one `PutRecords` call: the service's bound, which a full recorder uses.
-const PUT_RECORDS_MAX: usize = 500;
-
-/// Records of one `GetRecords` call, as a dispatcher reads.
-const READ_RECORDS_MAX: i32 = 1_500;
-
-/// Events of one body, as a dispatcher posts.
-const BODY_EVENTS_MAX: usize = 100;
 
 /// Puts all records as fast as the stream takes them, and returns how many a second.
 pub async fn measure_puts(double: &StreamDouble, entries: Vec<PutEntry>) -> Result<f64, BenchError> {
@@ -31,10 +21,10 @@ pub async fn measure_puts(double: &StreamDouble, entries: Vec<PutEntry>) -> Resu
     let entries = Arc::new(entries);
     let began = Instant::now();
     let mut loops = JoinSet::new();
-    for first in 0..PUT_LOOP_COUNT {
+    for first in 0..LANE_COUNT {
         let (entries, client) = (entries.clone(), client.clone());
         loops.spawn(async move {
-            for batch in entries.chunks(PUT_RECORDS_MAX).skip(first).step_by(PUT_LOOP_COUNT) {
+            for batch in entries.chunks(QueueLimits::DEFAULT.batch_records).skip(first).step_by(LANE_COUNT) {
                 client.put_records(batch).await.map_err(|error| stream_error(&error))?;
             }
             Ok::<_, BenchError>(())
@@ -61,13 +51,14 @@ async fn read_and_post(client: KinesisClient, shard: ShardId, receiver: SocketAd
     let post_error = BenchError::from_io("a body of the bare loop cannot be posted");
     let mut connection = HttpConnection::open(receiver).await.map_err(post_error)?;
     let at = client.request_iterator(&shard, &ReadPosition::TrimHorizon).await.map_err(|error| stream_error(&error))?;
+    let limit = i32::try_from(PAGE_RECORDS_MAX).unwrap_or(i32::MAX);
     let (mut next, mut read) = (Some(at), 0);
     while let Some(at) = next {
-        let page = client.read(&at, READ_RECORDS_MAX).await.map_err(|error| stream_error(&error))?;
+        let page = client.read(&at, limit).await.map_err(|error| stream_error(&error))?;
         if page.records.is_empty() {
             break;
         }
-        for records in page.records.chunks(BODY_EVENTS_MAX) {
+        for records in page.records.chunks(BATCH_EVENTS_MAX) {
             let body: Vec<u8> = records.iter().flat_map(|record| record.data.iter().copied()).collect();
             let post_error = BenchError::from_io("a body of the bare loop cannot be posted");
             connection.fetch_response("POST", "/bare", &body).await.map_err(post_error)?;

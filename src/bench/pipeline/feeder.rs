@@ -21,7 +21,7 @@ const QUEUED_EVENTS_MAX: usize = 20_000;
 /// Events that are emitted between two looks at the recorder's queue or the clock.
 const EMIT_BURST: usize = 50;
 
-/// Bounds the wait for the last records.
+/// Bounds the wait until events are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How events are collected into records.
@@ -100,7 +100,7 @@ impl Feeder {
         while self.emitted() < goal {
             match pace {
                 Pace::AsFastAsWritten => {
-                    self.wait_for_room().await?;
+                    self.wait_for_queue(QUEUED_EVENTS_MAX).await?;
                     // Lanes and the receiver share the cores with this task.
                     tokio::task::yield_now().await;
                     for _ in 0..EMIT_BURST {
@@ -117,32 +117,24 @@ impl Feeder {
         self.check_failure()
     }
 
-    /// Waits until the recorder has written enough to take more.
-    async fn wait_for_room(&mut self) -> Result<(), BenchError> {
+    /// Waits until every event is written, and returns the number of those that were dropped.
+    pub async fn flush(&mut self) -> Result<u64, BenchError> {
+        self.wait_for_queue(0).await?;
+        Ok(self.recorder.flow_report().dropped.values().sum())
+    }
+
+    /// Waits until so many events wait in the recorder at most.
+    async fn wait_for_queue(&mut self, events_max: usize) -> Result<(), BenchError> {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
-        while self.recorder.queued_count() > QUEUED_EVENTS_MAX {
+        while self.recorder.queued_count() > events_max {
             self.check_failure()?;
             if Instant::now() > deadline {
-                let detail = format!("{} events wait after {FLUSH_TIMEOUT:?}", self.recorder.queued_count());
+                let detail = format!("{} events still wait after {FLUSH_TIMEOUT:?}", self.recorder.queued_count());
                 return Err(BenchError::Server { server: "recorder", step: "writing", detail });
             }
             sleep(Duration::from_millis(1)).await;
         }
         Ok(())
-    }
-
-    /// Waits until every event is written, and returns the number of those that were dropped.
-    pub async fn flush(&mut self) -> Result<u64, BenchError> {
-        let deadline = Instant::now() + FLUSH_TIMEOUT;
-        while self.recorder.queued_count() > 0 {
-            self.check_failure()?;
-            if Instant::now() > deadline {
-                let detail = format!("{} events still wait after {FLUSH_TIMEOUT:?}", self.recorder.queued_count());
-                return Err(BenchError::Server { server: "recorder", step: "the flush", detail });
-            }
-            sleep(Duration::from_millis(2)).await;
-        }
-        Ok(self.recorder.flow_report().dropped.values().sum())
     }
 
     async fn record_next(&mut self) -> Result<(), BenchError> {

@@ -7,18 +7,14 @@ use super::super::sequence::DeliveryTally;
 use super::chat::ChatLatency;
 use super::memory::LoadMemory;
 use super::stream_double::StreamCondition;
+use crate::dispatcher::READ_INTERVAL;
+use crate::edge::QueueLimits;
 
-/// The linger of the recorder, in ms.
-const LINGER_MS: f64 = 20.0;
+/// Work beyond the mean wait by design that the median latency may take, in ms.
+const MEDIAN_WORK_MS_MAX: f64 = 10.0;
 
-/// The polling interval of the dispatcher, in ms.
-const POLLING_MS: f64 = 250.0;
-
-/// Most of the median latency, in ms: the mean wait by design, and 10 ms for all work.
-const P50_MS_MAX: f64 = POLLING_MS / 2.0 + LINGER_MS + 10.0;
-
-/// Most of the 99th percentile, in ms: the longest wait by design, and 60 ms for all work.
-const P99_MS_MAX: f64 = POLLING_MS + LINGER_MS + 60.0;
+/// Work beyond the longest wait by design that the 99th percentile may take, in ms.
+const LONGEST_WORK_MS_MAX: f64 = 60.0;
 
 /// Measurements of one round.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +93,11 @@ fn median(
     build_figure(id, name, unit, target, median_of_finite(rounds.iter().map(of)))
 }
 
+/// A figure that is measured once.
+fn single([id, name, unit]: [&'static str; 3], target: Option<FigureTarget>, value: f64) -> Figure {
+    build_figure(id, name, unit, target, median_of_finite([value].into_iter()))
+}
+
 fn throughput_figures(rounds: &[PipelineRound]) -> Vec<Figure> {
     let least = |least| Some(FigureTarget::AtLeast(least));
     vec![
@@ -140,10 +141,9 @@ fn delivery_figures(rounds: &[PipelineRound], memory: &LoadMemory) -> Vec<Figure
 
 fn memory_figures(rounds: &[PipelineRound], memory: &LoadMemory) -> Vec<Figure> {
     let most = |most| Some(FigureTarget::AtMost(most));
-    let single = |id, name, unit, at_most, value| {
-        build_figure(id, name, unit, most(at_most), median_of_finite([value].into_iter()))
-    };
+    let mib = |kib: u64| as_f64(kib) / 1024.0;
     let users_ratio = as_f64(memory.users_kib) / as_f64(memory.half_users_kib);
+    let refused = "  with an endpoint that refuses its events";
     vec![
         median(rounds, ["idle_mib", "memory of the idle dispatcher", "MiB"], most(24.0), |r| {
             as_f64(r.idle_kib) / 1024.0
@@ -151,36 +151,30 @@ fn memory_figures(rounds: &[PipelineRound], memory: &LoadMemory) -> Vec<Figure> 
         median(rounds, ["load_mib", "memory of the dispatcher at full load", "MiB"], most(64.0), |r| {
             as_f64(r.batched.peak_kib) / 1024.0
         }),
-        single(
-            "refused_mib",
-            "  with an endpoint that refuses its events",
-            "MiB",
-            128.0,
-            as_f64(memory.refused_kib) / 1024.0,
-        ),
-        single("users_mib", "  after joins of distinct users", "MiB", 64.0, as_f64(memory.users_kib) / 1024.0),
-        single("users_ratio", "    to that after half of them", "×", 1.1, users_ratio),
+        single(["refused_mib", refused, "MiB"], most(128.0), mib(memory.refused_kib)),
+        single(["users_mib", "  after joins of distinct users", "MiB"], most(64.0), mib(memory.users_kib)),
+        single(["users_ratio", "    to that after half of them", "×"], most(1.1), users_ratio),
     ]
 }
 
 fn latency_figures(rounds: &[PipelineRound]) -> Vec<Figure> {
-    let most = |most| Some(FigureTarget::AtMost(most));
+    // By design an event waits for the recorder's linger, then for the next poll of the dispatcher.
+    let (linger_ms, polling_ms) = (as_f64(QueueLimits::DEFAULT.linger_ms), READ_INTERVAL.as_secs_f64() * 1e3);
+    let median_most = Some(FigureTarget::AtMost(polling_ms / 2.0 + linger_ms + MEDIAN_WORK_MS_MAX));
+    let longest_most = Some(FigureTarget::AtMost(polling_ms + linger_ms + LONGEST_WORK_MS_MAX));
     vec![
-        median(rounds, ["p50_ms", "from event to webhook, median", "ms"], most(P50_MS_MAX), |r| r.latency_ms(0.5)),
-        median(rounds, ["p99_ms", "from event to webhook, 99th percentile", "ms"], most(P99_MS_MAX), |r| {
+        median(rounds, ["p50_ms", "from event to webhook, median", "ms"], median_most, |r| r.latency_ms(0.5)),
+        median(rounds, ["p99_ms", "from event to webhook, 99th percentile", "ms"], longest_most, |r| {
             r.latency_ms(0.99)
         }),
     ]
 }
 
 fn chat_figures(chat: &ChatLatency) -> Vec<Figure> {
-    let ratio = |id, name, condition| {
-        let values = [chat.ratio_to_well(condition)];
-        build_figure(id, name, "×", Some(FigureTarget::AtMost(1.5)), median_of_finite(values.into_iter()))
-    };
-    let well = [chat.p99_ms(StreamCondition::Well)];
+    let ratio =
+        |id, name, condition| single([id, name, "×"], Some(FigureTarget::AtMost(1.5)), chat.ratio_to_well(condition));
     vec![
-        build_figure("chat_p99_ms", "chat message, 99th percentile", "ms", None, median_of_finite(well.into_iter())),
+        single(["chat_p99_ms", "chat message, 99th percentile", "ms"], None, chat.p99_ms(StreamCondition::Well)),
         ratio("chat_down_ratio", "  with the stream down", StreamCondition::Down),
         ratio("chat_slow_ratio", "  with calls of 5 s", StreamCondition::Slow),
         ratio("chat_throttled_ratio", "  with the stream throttled", StreamCondition::Throttled),

@@ -6,7 +6,7 @@ use super::super::error::BenchError;
 use super::super::plan::PipelinePlan;
 use super::super::sequence::DeliveryTally;
 use super::feeder::Pace;
-use super::{TestBed, sample_memory};
+use super::{TestBed, deliver_events, sample_memory};
 
 /// Events per second while an endpoint refuses its own: as many as timers of a millisecond allow.
 const REFUSED_EVENTS_PER_SECOND: u32 = 1_000;
@@ -37,9 +37,7 @@ pub async fn measure_memory(bed: &mut TestBed, plan: &PipelinePlan) -> Result<Lo
     bed.receiver.wait_for_events(bed.feeder.emitted()).await;
     bed.feeder.feed_users_only();
     for kib in [&mut memory.half_users_kib, &mut memory.users_kib] {
-        bed.feeder.feed(plan.users / 2, Pace::AsFastAsWritten).await?;
-        bed.feeder.flush().await?;
-        bed.receiver.wait_for_events(bed.feeder.emitted()).await;
+        deliver_events(&mut bed.feeder, &bed.receiver, plan.users / 2, Pace::AsFastAsWritten).await?;
         sleep(plan.memory_settling).await;
         *kib = bed.dispatcher.rss_kib()?;
     }

@@ -165,13 +165,8 @@ impl TestBed {
         let (servers, receiver) = (std::slice::from_ref(&self.dispatcher), &self.receiver);
         let (calls, bodies, arrived) = (self.double.calls(), receiver.bodies(), receiver.events());
         let (emitted, from_us) = (self.feeder.emitted(), self.clock.now_us());
-        let feeding = async {
-            self.feeder.feed(events, Pace::AsFastAsWritten).await?;
-            let dropped = self.feeder.flush().await?;
-            receiver.wait_for_events(arrived + self.feeder.emitted() - emitted).await;
-            Ok(dropped)
-        };
-        let sampled = sample_memory(&self.dispatcher, feeding);
+        let delivery = deliver_events(&mut self.feeder, receiver, events, Pace::AsFastAsWritten);
+        let sampled = sample_memory(&self.dispatcher, delivery);
         let ((dropped, peak_kib), ticks) = measure_servers(servers, all, sampled).await?;
         let events = self.feeder.emitted() - emitted;
         let puts = (self.double.calls() - calls).puts;
@@ -193,19 +188,14 @@ impl TestBed {
         all: &mut HostUsage,
         round: &mut PipelineRound,
     ) -> Result<(), BenchError> {
-        let (arrived, emitted) = (self.receiver.events(), self.feeder.emitted());
+        let emitted = self.feeder.emitted();
         let _ = self.receiver.take_latency();
         self.double.count_records();
         let calls = self.double.calls();
         let servers = std::slice::from_ref(&self.dispatcher);
         let events = plan.calm.as_secs() * u64::from(plan.calm_per_second);
-        let ((), _) = measure_servers(servers, all, async {
-            self.feeder.feed(events, Pace::PerSecond(plan.calm_per_second)).await?;
-            self.feeder.flush().await?;
-            self.receiver.wait_for_events(arrived + self.feeder.emitted() - emitted).await;
-            Ok(())
-        })
-        .await?;
+        let pace = Pace::PerSecond(plan.calm_per_second);
+        measure_servers(servers, all, deliver_events(&mut self.feeder, &self.receiver, events, pace)).await?;
         let (calls, thousands) = (self.double.calls() - calls, as_f64(self.feeder.emitted() - emitted) / 1e3);
         round.latency = Some(self.receiver.take_latency());
         round.calm_puts = as_f64(calls.puts) / thousands;
@@ -217,6 +207,15 @@ impl TestBed {
     fn tally(&self) -> super::sequence::DeliveryTally {
         self.receiver.tally(self.feeder.counts())
     }
+}
+
+/// Records so many events, and waits until they have arrived. Returns the number of those that the recorder dropped.
+async fn deliver_events(feeder: &mut Feeder, receiver: &Receiver, events: u64, pace: Pace) -> Result<u64, BenchError> {
+    let (arrived, emitted) = (receiver.events(), feeder.emitted());
+    feeder.feed(events, pace).await?;
+    let dropped = feeder.flush().await?;
+    receiver.wait_for_events(arrived + feeder.emitted() - emitted).await;
+    Ok(dropped)
 }
 
 /// Runs `work`, and returns the largest memory of the process meanwhile, in KiB.

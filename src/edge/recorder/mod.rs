@@ -41,7 +41,7 @@ use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent};
 use crate::protocol::registry::App;
 
 /// Lanes that are written independently; each has its share of the partition keys.
-const LANE_COUNT: usize = 8;
+pub const LANE_COUNT: usize = 8;
 
 /// Events queued for the stream at most.
 pub const RECORDER_EVENTS_MAX: usize = QueueLimits::DEFAULT.events;
