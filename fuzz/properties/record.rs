@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::protocol::record::{RECORD_VERSION, RecordError, StreamRecord, hash_key, partition_key};
+use super::protocol::record::{RECORD_VERSION, RecordError, RecordedEvent, StreamRecord, hash_key, partition_key};
 use super::protocol::webhook::{WebhookBody, WebhookEvent};
 
 /// The bytes of a record, or of a webhook's body.
@@ -23,7 +23,8 @@ fn read(record: &StreamRecord) {
     let key = partition_key(&record.app, &record.channel);
     assert!(key.chars().count() <= 256, "a key that Kinesis takes: {key}");
     assert_eq!(hash_key(&key), hash_key(&partition_key(&record.app, &record.channel)));
-    let events = record.events.iter().map(|event| WebhookEvent::new(&record.channel, event)).collect();
+    let event = |event: &RecordedEvent| WebhookEvent::new(record.channel.clone(), event.clone());
+    let events = record.events.iter().map(event).collect();
     again(&WebhookBody { time_ms: 1, events });
 }
 

@@ -147,14 +147,21 @@ impl Lineage {
             let events = shard.accept_record(record, &mut self.recent_ids, now);
             shard.finish_page();
             for event in events {
-                if event.record == HISTORY_RECORD {
-                    self.sequencer.learn(&event, now);
-                    self.apply_debounced(event);
-                } else {
-                    let steps = self.sequencer.push(event, now);
-                    self.apply_sequenced(steps);
-                }
+                self.accept_event(event, now);
             }
+        }
+    }
+
+    fn accept_event(&mut self, event: TrackedEvent, now: u64) {
+        if event.event.order.is_none() {
+            // Most events: no state, so that no other event is waited for.
+            self.fan_out(event);
+        } else if event.record == HISTORY_RECORD {
+            self.sequencer.learn(&event, now);
+            self.apply_debounced(event);
+        } else {
+            let steps = self.sequencer.push(event, now);
+            self.apply_sequenced(steps);
         }
     }
 

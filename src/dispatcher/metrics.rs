@@ -225,6 +225,9 @@ impl DispatcherMetrics {
 
     /// Counts deliveries that are at a hop now.
     pub fn count_deliveries(&self, hop: DeliveryHop, deliveries: usize) {
+        if deliveries == 0 {
+            return;
+        }
         self.series.ledger_deliveries.with_label(hop).inc_by(deliveries as u64);
     }
 
@@ -249,6 +252,9 @@ impl DispatcherMetrics {
     }
 
     fn count_events(&self, hop: EventHop, events: usize) {
+        if events == 0 {
+            return;
+        }
         self.series.ledger_events.with_label(hop).inc_by(events as u64);
     }
 
@@ -288,6 +294,9 @@ impl DispatcherMetrics {
 
     /// Counts events that need no delivery, by reason.
     pub fn count_skipped(&self, reason: SkipReason, events: usize) {
+        if events == 0 {
+            return;
+        }
         self.series.events_skipped.with_label(reason).inc_by(events as u64);
         let hop = match reason {
             SkipReason::Cancelled => EventHop::Cancelled,

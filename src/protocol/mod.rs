@@ -14,6 +14,7 @@ pub mod client_json;
 pub mod connection_log;
 pub mod dead_letter;
 pub mod egress_policy;
+mod event;
 pub mod fallback;
 pub mod forwarded;
 pub mod frame;

@@ -3,13 +3,14 @@
 //! Kinesis does not order the puts of several pods, so state events carry the (epoch, seq) that the bus assigned when
 //! it decided them; other events carry a number of their process.
 
-use std::sync::Arc;
-
 use md5::Md5;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::event::{EventFields, MissingField};
 use super::{AppId, ChannelName};
+
+pub use super::event::{EventKind, EventOrder, EventTopic, LeaveCause};
 
 /// The version that this release writes and the newest that it reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -47,6 +48,7 @@ pub struct RecordOrigin {
 
 /// One event in a record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "EventFields")]
 pub struct RecordedEvent {
     /// A ULID that the event keeps through every retry.
     pub id: String,
@@ -66,105 +68,13 @@ pub struct RecordedEvent {
     pub kind: EventKind,
 }
 
-/// The position of a state event in its channel's history, decided by the bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct EventOrder {
-    /// Time at which the channel's key was created, in µs of bus time.
-    pub epoch: u64,
-    /// Counts from 1, without gaps, one counter per channel.
-    pub seq: u64,
-}
+impl TryFrom<EventFields> for RecordedEvent {
+    type Error = MissingField;
 
-/// The cause of a member's leaving.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LeaveCause {
-    /// Its server is draining and asked it to reconnect.
-    Drain,
-}
-
-/// The kinds of webhook event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case")]
-pub enum EventKind {
-    /// The first subscriber joined the channel.
-    ChannelOccupied,
-    /// The last subscriber left the channel.
-    ChannelVacated,
-    /// A user's first connection joined.
-    MemberAdded {
-        /// The id of the user.
-        user_id: String,
-    },
-    /// A user's last connection left.
-    MemberRemoved {
-        /// The id of the user.
-        user_id: String,
-    },
-    /// A client event was accepted.
-    ClientEvent {
-        /// The event's name, with its prefix.
-        event: String,
-        /// The payload, always text: some SDKs read nothing else.
-        data: String,
-        /// Socket id of the sender.
-        socket_id: String,
-        /// User id of the sender, on presence channels.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        user_id: Option<String>,
-    },
-    /// A client subscribed to a cache channel that has no last event.
-    CacheMiss,
-    /// The number of connections in a channel changed.
-    SubscriptionCount {
-        /// The new number of connections.
-        subscription_count: u64,
-    },
-}
-
-impl EventKind {
-    /// Names of the state events, which the bus decides and numbers.
-    pub const STATE_NAMES: [&'static str; 4] =
-        ["channel_occupied", "channel_vacated", "member_added", "member_removed"];
-
-    /// The name that webhooks and filters use.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::ChannelOccupied => "channel_occupied",
-            Self::ChannelVacated => "channel_vacated",
-            Self::MemberAdded { .. } => "member_added",
-            Self::MemberRemoved { .. } => "member_removed",
-            Self::ClientEvent { .. } => "client_event",
-            Self::CacheMiss => "cache_miss",
-            Self::SubscriptionCount { .. } => "subscription_count",
-        }
-    }
-}
-
-/// A state of a channel, of which each event is one version. A full queue drops the last version last.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum EventTopic {
-    /// The number of connections.
-    Count,
-    /// Whether the channel has a connection.
-    Occupancy,
-    /// Whether this user is a member.
-    Member(Arc<str>),
-}
-
-impl EventTopic {
-    /// The state that an event is a version of, if it is one.
-    #[must_use]
-    pub fn of_kind(kind: &EventKind) -> Option<Self> {
-        match kind {
-            EventKind::SubscriptionCount { .. } => Some(Self::Count),
-            EventKind::ChannelOccupied | EventKind::ChannelVacated => Some(Self::Occupancy),
-            EventKind::MemberAdded { user_id } | EventKind::MemberRemoved { user_id } => {
-                Some(Self::Member(user_id.as_str().into()))
-            }
-            EventKind::ClientEvent { .. } | EventKind::CacheMiss => None,
-        }
+    fn try_from(mut fields: EventFields) -> Result<Self, MissingField> {
+        let kind = fields.take_kind()?;
+        let time_ms = fields.time_ms.ok_or(MissingField("time_ms"))?;
+        Ok(Self { time_ms, order: fields.order(), n: fields.n, cause: fields.cause, kind, id: fields.id })
     }
 }
 
@@ -197,12 +107,16 @@ impl StreamRecord {
         struct VersionField {
             v: u32,
         }
-        let malformed = |error: serde_json::Error| RecordError::Malformed(error.to_string());
-        let VersionField { v } = serde_json::from_slice(bytes).map_err(malformed)?;
-        if v > RECORD_VERSION {
-            return Err(RecordError::TooNew(v));
+        let parsed = serde_json::from_slice::<Self>(bytes);
+        // A newer version need not have the form of this one.
+        let version = match &parsed {
+            Ok(record) => Some(record.v),
+            Err(_) => serde_json::from_slice::<VersionField>(bytes).ok().map(|field| field.v),
+        };
+        match version {
+            Some(v) if v > RECORD_VERSION => Err(RecordError::TooNew(v)),
+            _ => parsed.map_err(|error| RecordError::Malformed(error.to_string())),
         }
-        serde_json::from_slice(bytes).map_err(malformed)
     }
 }
 
@@ -319,6 +233,38 @@ mod tests {
             assert_eq!(encoded.expect("bytes"), record.to_bytes().expect("bytes"));
         }
         assert_eq!(StreamRecord::parse(&bytes), Ok(record));
+    }
+
+    #[test]
+    fn an_event_without_a_field_of_its_kind_is_refused_by_its_name() {
+        for (text, missing) in [
+            (r#"{"id":"1","name":"member_added","time_ms":1}"#, Some("user_id")),
+            (r#"{"id":"1","name":"client_event","event":"e","data":"d","time_ms":1}"#, Some("socket_id")),
+            (r#"{"id":"1","name":"subscription_count","time_ms":1}"#, Some("subscription_count")),
+            (r#"{"id":"1","name":"cache_miss"}"#, Some("time_ms")),
+            (r#"{"name":"cache_miss","time_ms":1}"#, Some("id")),
+            (r#"{"id":"1","time_ms":1}"#, Some("name")),
+            (r#"{"id":"1","name":"cache_miss","time_ms":1,"later":{"a":[1]}}"#, None),
+        ] {
+            let read = serde_json::from_str::<RecordedEvent>(text).map_err(|error| error.to_string());
+            match missing {
+                Some(field) => {
+                    let error = read.expect_err(text);
+                    assert!(error.contains(&format!("missing field `{field}`")), "{text}: {error}");
+                }
+                None => assert!(read.is_ok(), "{text}: {read:?}"),
+            }
+        }
+        let unknown = serde_json::from_str::<RecordedEvent>(r#"{"id":"1","name":"later","time_ms":1}"#);
+        assert!(unknown.expect_err("an unknown kind").to_string().contains("unknown variant `later`"));
+    }
+
+    #[test]
+    fn half_of_an_order_is_none() {
+        let read = |text| serde_json::from_str::<RecordedEvent>(text).map(|event| event.order).ok().flatten();
+        assert_eq!(read(r#"{"id":"1","name":"channel_occupied","time_ms":1,"epoch":5}"#), None);
+        let both = read(r#"{"id":"1","name":"channel_occupied","time_ms":1,"epoch":5,"seq":2}"#);
+        assert_eq!(both, Some(EventOrder { epoch: 5, seq: 2 }));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{EventKind, EventOrder, RecordedEvent};
+use super::event::{EventFields, EventKind, EventOrder, MissingField};
+use super::record::RecordedEvent;
 use super::{ChannelName, Secret, signature};
 
 /// Header with the key whose secret signed the body.
@@ -30,6 +31,7 @@ pub struct WebhookBody<E = WebhookEvent> {
 
 /// One event as a customer receives it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "EventFields")]
 pub struct WebhookEvent {
     /// The kind of event, with its fields.
     #[serde(flatten)]
@@ -43,11 +45,21 @@ pub struct WebhookEvent {
     pub order: Option<EventOrder>,
 }
 
+impl TryFrom<EventFields> for WebhookEvent {
+    type Error = MissingField;
+
+    fn try_from(mut fields: EventFields) -> Result<Self, MissingField> {
+        let (kind, order) = (fields.take_kind()?, fields.order());
+        let channel = fields.channel.ok_or(MissingField("channel"))?;
+        Ok(Self { kind, channel, id: fields.id, order })
+    }
+}
+
 impl WebhookEvent {
     /// The customer's view of a recorded event.
     #[must_use]
-    pub fn new(channel: &ChannelName, event: &RecordedEvent) -> Self {
-        Self { kind: event.kind.clone(), channel: channel.clone(), id: event.id.clone(), order: event.order }
+    pub fn new(channel: ChannelName, event: RecordedEvent) -> Self {
+        Self { kind: event.kind, channel, id: event.id, order: event.order }
     }
 }
 
@@ -122,7 +134,7 @@ mod tests {
             },
         };
         let channel = ChannelName::parse("presence-a").expect("a valid name");
-        let body = WebhookBody { time_ms: 1, events: vec![WebhookEvent::new(&channel, &event)] };
+        let body = WebhookBody { time_ms: 1, events: vec![WebhookEvent::new(channel, event)] };
         let value = serde_json::to_value(&body).expect("json");
         assert_eq!(
             value,
@@ -132,6 +144,8 @@ mod tests {
             }] })
         );
         assert_eq!(serde_json::from_value::<WebhookBody>(value).expect("a body"), body);
+        let without_channel = serde_json::from_str::<WebhookEvent>(r#"{"id":"1","name":"cache_miss"}"#);
+        assert!(without_channel.expect_err("no channel").to_string().contains("missing field `channel`"));
         let event = serde_json::value::to_raw_value(&body.events[0]).expect("json");
         let encoded = serde_json::to_string(&WebhookBody { time_ms: 1, events: vec![&*event] });
         assert_eq!(encoded.expect("json"), serde_json::to_string(&body).expect("json"));

@@ -167,10 +167,10 @@ fn kinesis_records() {
 #[test]
 fn webhook_bodies_and_headers() {
     let bodies: Vec<WebhookBody> = events()
-        .iter()
+        .into_iter()
         .map(|event| WebhookBody {
             time_ms: event.time_ms,
-            events: vec![WebhookEvent::new(&channel("presence-room"), event)],
+            events: vec![WebhookEvent::new(channel("presence-room"), event)],
         })
         .collect();
     golden_json("webhooks.jsonl", &bodies);

@@ -78,9 +78,9 @@ impl Loss {
 
     /// The loss of an event whose app stayed unknown.
     #[must_use]
-    pub fn of_unknown_app(event: &TrackedEvent) -> Self {
-        let outgoing = Arc::new(OutgoingEvent::of_event(event));
-        let content = LostContent::Event { app: event.app.clone(), outgoing };
+    pub fn of_unknown_app(event: TrackedEvent) -> Self {
+        let app = event.app.clone();
+        let content = LostContent::Event { app, outgoing: Arc::new(OutgoingEvent::of_event(event)) };
         Self { reason: DropReason::UnknownApp, detail: None, events: 1, content }
     }
 

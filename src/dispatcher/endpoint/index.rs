@@ -116,7 +116,7 @@ pub struct DeliveryIndex {
     ready: BTreeMap<u64, ChannelName>,
     /// Channels that back off, by time and the serial of their oldest event.
     delayed: BTreeMap<(u64, u64), ChannelName>,
-    holds: HashMap<ShardSlot, HoldEvents>,
+    holds: BTreeMap<ShardSlot, HoldEvents>,
     /// The channel of each waiting event.
     waiting: HashMap<u64, ChannelName>,
 }
@@ -262,11 +262,12 @@ impl DeliveryIndex {
 
     /// Counts an event that was in flight as finished. Returns whether its hold is still there.
     pub fn finish_in_flight(&mut self, queued: &QueuedDelivery) -> bool {
-        let Entry::Occupied(mut hold) = self.holds.entry(queued.delivery.hold) else { return false };
-        hold.get_mut().events -= 1;
-        hold.get_mut().bytes -= queued.delivery.outgoing.bytes();
-        if hold.get().events == 0 {
-            hold.remove();
+        let id = queued.delivery.hold;
+        let Some(hold) = self.holds.get_mut(&id) else { return false };
+        hold.events -= 1;
+        hold.bytes -= queued.delivery.outgoing.bytes();
+        if hold.events == 0 {
+            self.holds.remove(&id);
         }
         true
     }
@@ -336,7 +337,7 @@ impl DeliveryIndex {
 
 /// Removes an event that no longer waits from its hold's ranks and as the latest of its subject.
 fn forget_rank(
-    holds: &mut HashMap<ShardSlot, HoldEvents>,
+    holds: &mut BTreeMap<ShardSlot, HoldEvents>,
     latest: &mut HashMap<EventTopic, u64>,
     queued: &QueuedDelivery,
 ) {

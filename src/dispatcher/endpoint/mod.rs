@@ -65,8 +65,9 @@ impl OutgoingEvent {
 
     /// Serialises an event of a shard, once.
     #[must_use]
-    pub fn of_event(event: &TrackedEvent) -> Self {
-        Self::new(WebhookEvent::new(&event.channel, &event.event), event.event.time_ms)
+    pub fn of_event(event: TrackedEvent) -> Self {
+        let time_ms = event.event.time_ms;
+        Self::new(WebhookEvent::new(event.channel, event.event), time_ms)
     }
 
     /// Bytes that the event adds to a body.

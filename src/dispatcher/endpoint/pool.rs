@@ -1,6 +1,6 @@
 //! The endpoints of a process, each with a task, and the holds of shards that fill their queues.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct EndpointPool {
     clock: MonotonicClock,
     endpoints: Mutex<HashMap<Arc<EndpointId>, Arc<Endpoint>>>,
     /// The receivers of finished events. A queue holds at most the events that are unfinished in its hold.
-    holds: Mutex<HashMap<ShardSlot, mpsc::UnboundedSender<FinishedAt>>>,
+    holds: Mutex<BTreeMap<ShardSlot, mpsc::UnboundedSender<FinishedAt>>>,
 }
 
 /// One endpoint with events.

@@ -28,7 +28,7 @@ impl ShardWorker {
         let Some(app) = self.registry.by_id(&event.app) else {
             self.tracker.park_event(event.record);
             for evicted in self.unknown_apps.push(event, self.mono_ms()) {
-                self.give_up_unknown_app(&evicted);
+                self.give_up_unknown_app(evicted);
             }
             return;
         };
@@ -41,16 +41,19 @@ impl ShardWorker {
             .collect();
         let disabled = app.disabled_webhooks.iter().filter(wants).count();
         self.resources.metrics.count_skipped(SkipReason::EndpointDisabled, disabled);
-        let outgoing = Arc::new(OutgoingEvent::of_event(&event));
-        self.tracker.add_deliveries(event.record, targets.len());
+        let record = event.record;
+        self.tracker.add_deliveries(record, targets.len());
         self.resources.metrics.count_released(targets.len());
         self.held_deliveries += targets.len();
         self.room = self.room.saturating_sub(targets.len());
-        for target in targets {
-            self.hold.push(&target, event.record, Arc::clone(&outgoing));
+        if !targets.is_empty() {
+            let outgoing = Arc::new(OutgoingEvent::of_event(event));
+            for target in targets {
+                self.hold.push(&target, record, Arc::clone(&outgoing));
+            }
         }
         // The event itself is done: its deliveries count in its place.
-        self.tracker.finish_event(event.record);
+        self.tracker.finish_event(record);
     }
 
     /// Updates the number of deliveries that may be queued. Those to endpoints that are slow or fail do not count: the
@@ -86,14 +89,16 @@ impl ShardWorker {
 
     /// Completes a finished delivery, and all others that are known by now.
     pub fn complete_deliveries(&mut self, first: FinishedAt) {
-        let mut next = Some(first);
+        let (mut next, mut delivered) = (Some(first), 0);
         while let Some(finished) = next {
-            self.complete_delivery(finished);
+            delivered += usize::from(self.complete_delivery(finished));
             next = self.hold.take_finished();
         }
+        self.resources.metrics.count_deliveries(DeliveryHop::Delivered, delivered);
     }
 
-    fn complete_delivery(&mut self, finished: FinishedAt) {
+    /// Completes a finished delivery. Returns whether the endpoint took the event, which the caller counts.
+    fn complete_delivery(&mut self, finished: FinishedAt) -> bool {
         let record = finished.1.delivery.record;
         self.held_deliveries = self.held_deliveries.saturating_sub(1);
         if finished.1.dropped.is_some() {
@@ -101,9 +106,10 @@ impl ShardWorker {
             self.resources.metrics.endpoints.count_lost(&finished.0.app, &finished.0.endpoint, is_kept);
         }
         if let Some(loss) = Loss::of_delivery(finished) {
-            return self.give_up(record, loss);
+            self.give_up(record, loss);
+            return false;
         }
-        self.resources.metrics.count_deliveries(DeliveryHop::Delivered, 1);
         self.tracker.finish_event(record);
+        true
     }
 }

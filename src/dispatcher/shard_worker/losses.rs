@@ -31,11 +31,11 @@ impl ShardWorker {
         while self.losses.pending() < UNKNOWN_APP_LETTERS_MAX
             && let Some(event) = self.unknown_apps.pop_expired(now)
         {
-            self.give_up_unknown_app(&event);
+            self.give_up_unknown_app(event);
         }
     }
 
-    pub(super) fn give_up_unknown_app(&mut self, event: &TrackedEvent) {
+    pub(super) fn give_up_unknown_app(&mut self, event: TrackedEvent) {
         self.tracker.unpark_event(event.record);
         self.give_up(event.record, Loss::of_unknown_app(event));
     }

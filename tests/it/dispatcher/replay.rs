@@ -66,7 +66,7 @@ impl ReplayBed {
 
     async fn put_letter(&self, reason: &str, endpoint: Option<&str>, event: Option<RecordedEvent>) {
         let channel = ChannelName::parse("room").expect("a name");
-        let json = event.as_ref().map(|event| WebhookEvent::new(&channel, event));
+        let json = event.clone().map(|event| WebhookEvent::new(channel.clone(), event));
         let letter = DeadLetter {
             v: DEAD_LETTER_VERSION,
             reason: reason.to_owned(),

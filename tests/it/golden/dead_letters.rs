@@ -27,7 +27,7 @@ fn dead_letters() {
         event: None,
         raw: None,
     };
-    let event = WebhookEvent::new(&channel("presence-room"), &events()[0]);
+    let event = WebhookEvent::new(channel("presence-room"), events().swap_remove(0));
     let event = serde_json::value::to_raw_value(&event).expect("json");
     let with_event = |letter| DeadLetter { time_ms: Some(1_700_000_000_000), event: Some(event.clone()), ..letter };
     let letters = [
