@@ -3,8 +3,10 @@
 //! Source: the channel naming conventions in Pusher's documentation (`using_channels/channels`).
 
 use std::fmt;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest name that the server SDKs send. Pusher documents 164, its SDKs accept 200.
 pub const CHANNEL_NAME_MAX_LEN: usize = 200;
@@ -42,10 +44,9 @@ const INTERNAL_PREFIXES: [&str; 3] = [USER_CHANNEL_PREFIX, SIGNED_IN_PREFIX, WAT
 /// Longest user id, in characters, as Pusher documents it.
 pub const USER_ID_MAX_LEN: usize = 128;
 
-/// A valid channel name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ChannelName(String);
+/// A valid channel name. A clone shares the text: sockets, rosters and queued events hold the same names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelName(Arc<str>);
 
 impl ChannelName {
     /// Parses a name: 1 to 200 of `A-Z a-z 0-9 _ - = @ , . ;`.
@@ -59,9 +60,11 @@ impl ChannelName {
         if text.len() > CHANNEL_NAME_MAX_LEN {
             return Err(InvalidChannelName::TooLong(text.chars().count()));
         }
-        match text.chars().find(|&c| !c.is_ascii_alphanumeric() && !"_-=@,.;".contains(c)) {
-            Some(c) => Err(InvalidChannelName::Character(c)),
-            None => Ok(Self(text.to_owned())),
+        let is_allowed =
+            |sign: char| sign.is_ascii_alphanumeric() || matches!(sign, '_' | '-' | '=' | '@' | ',' | '.' | ';');
+        match text.chars().find(|sign| !is_allowed(*sign)) {
+            Some(sign) => Err(InvalidChannelName::Character(sign)),
+            None => Ok(Self(text.into())),
         }
     }
 
@@ -100,13 +103,13 @@ impl ChannelName {
     /// The channel of all connections of an app, counted only where the app has a limit of connections.
     #[must_use]
     pub fn all_connections() -> Self {
-        Self(CONNECTIONS_CHANNEL.to_owned())
+        Self(CONNECTIONS_CHANNEL.into())
     }
 
     fn of_user(prefix: &str, user_id: &str) -> Option<Self> {
         let length = user_id.chars().count();
         let valid = (1..=USER_ID_MAX_LEN).contains(&length) && !user_id.chars().any(char::is_control);
-        valid.then(|| Self(format!("{prefix}{user_id}")))
+        valid.then(|| Self(format!("{prefix}{user_id}").into()))
     }
 
     /// The user whom the server addresses on this channel.
@@ -169,17 +172,29 @@ impl fmt::Display for ChannelName {
     }
 }
 
-impl TryFrom<String> for ChannelName {
-    type Error = InvalidChannelName;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text)
+impl Serialize for ChannelName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 
-impl From<ChannelName> for String {
-    fn from(name: ChannelName) -> Self {
-        name.0
+impl<'de> Deserialize<'de> for ChannelName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+
+        impl Visitor<'_> for NameVisitor {
+            type Value = ChannelName;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a channel")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ChannelName, E> {
+                ChannelName::parse(text).map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(NameVisitor)
     }
 }
 
