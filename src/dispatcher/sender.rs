@@ -35,6 +35,8 @@ use crate::protocol::registry::{App, BatchMode, WebhookEndpoint};
 use crate::protocol::signature;
 use crate::protocol::webhook::{self, KEY_HEADER, ORIGINAL_TIME_HEADER, REPLAY_HEADER, SIGNATURE_HEADER};
 
+/// Room for what a body has beside its events, and more.
+const BODY_FRAME_BYTES: usize = 64;
 /// Age from which a body carries the attempt's time, because an SDK refuses bodies of 300 s.
 const RESTAMP_AGE_MS: u64 = 240_000;
 /// Seconds for an attempt if the endpoint configures none.
@@ -47,6 +49,9 @@ const RESPONSE_READ_MAX_BYTES: usize = 64 * 1024;
 const RETRY_AFTER_LENGTH_MAX: usize = 40;
 /// Longest wait for the rest of an answer.
 const RESPONSE_DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+/// Unused connections to one host that stay open. Endpoints of several apps may have one host, and each makes up to
+/// [`CONCURRENT_ATTEMPTS_MAX`] attempts at a time: with fewer, bodies would wait for a handshake of TCP and TLS each.
+const IDLE_CONNECTIONS_PER_HOST_MAX: usize = 8 * CONCURRENT_ATTEMPTS_MAX;
 /// Time for which an unused connection stays open.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -116,7 +121,7 @@ impl WebhookSender {
             let client = Client::builder(TokioExecutor::new())
                 .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
                 .pool_timer(TokioTimer::new())
-                .pool_max_idle_per_host(CONCURRENT_ATTEMPTS_MAX)
+                .pool_max_idle_per_host(IDLE_CONNECTIONS_PER_HOST_MAX)
                 .http1_max_buf_size(RESPONSE_HEAD_MAX_BYTES)
                 .build(EgressConnector { class, parts: parts.clone() });
             (class, client)
@@ -268,7 +273,10 @@ fn build_request(
     let old = now.saturating_sub(original) >= RESTAMP_AGE_MS;
     let events = batch.iter().map(|item| &*item.outgoing.json).collect();
     let body = webhook::WebhookBody { time_ms: if old { now } else { original }, events };
-    let text = serde_json::to_vec(&body).map_err(|error| unsendable(&error))?;
+    // A vector that grows by doubling would copy the events once more.
+    let room = BODY_FRAME_BYTES + batch.iter().map(|item| item.outgoing.bytes() + 1).sum::<usize>();
+    let mut text = Vec::with_capacity(room);
+    serde_json::to_writer(&mut text, &body).map_err(|error| unsendable(&error))?;
     let mut request = Request::post(url.as_str())
         .header(ACCEPT, "*/*")
         .header(USER_AGENT, concat!("realtime/", env!("CARGO_PKG_VERSION")))

@@ -25,7 +25,7 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Bounds the concurrent attempts to one endpoint.
 pub const CONCURRENT_ATTEMPTS_MAX: usize = 16;
 /// Concurrent attempts beyond which a body waits to be full: more and smaller bodies cost both sides time and memory.
-const SMALL_BODY_ATTEMPTS_MAX: usize = 4;
+const SMALL_BODY_ATTEMPTS_MAX: usize = 2;
 /// Longest such wait since the last attempt began.
 const FULL_BODY_WAIT_MS: u64 = 50;
 /// Consecutive failures after which an endpoint gets one attempt at a time.

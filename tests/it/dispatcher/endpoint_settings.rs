@@ -1,5 +1,9 @@
 //! Settings of an endpoint: its state, its batching, its headers.
 
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+
+use axum::extract::ConnectInfo;
 use realtime_operator::protocol::registry::{BatchMode, WebhookEndpoint};
 
 use super::*;
@@ -124,4 +128,33 @@ async fn a_disabled_endpoint_gets_nothing_and_no_event_waits_for_it() {
     bed.put(CLUSTER, "a", vec![message("3", 3)]).await;
     eventually("the third", async || recorder.bodies("/hook").concat().len(), |count| *count == 3).await;
     assert_eq!(flow(&running).await.failed_attempts, failed, "nothing is tried");
+}
+
+#[tokio::test]
+async fn endpoints_of_one_host_use_their_connections_again() {
+    const ENDPOINTS: usize = 40;
+    const EVENTS: u64 = 5;
+    type Posts = Arc<Mutex<Vec<SocketAddr>>>;
+    let note_post = async |State(posts): State<Posts>, ConnectInfo(from): ConnectInfo<SocketAddr>| {
+        // All endpoints are called at a time.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        posts.lock().expect("not poisoned").push(from);
+    };
+    let posts = Posts::default();
+    let routes = Router::new().route("/{endpoint}", post(note_post)).with_state(posts.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let server = axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>());
+    tokio::spawn(server.into_future());
+    let bed = Bed::new(1).await;
+    write(&bed, (0..ENDPOINTS).map(|n| endpoint(&format!("e{n}"), &url)).collect(), vec![]);
+    let (_running, _) = bed.dispatcher(&[LOOPBACK]).await;
+    let count_posts = async || posts.lock().expect("not poisoned").len();
+    for n in 1..=EVENTS {
+        bed.put(CLUSTER, "a", vec![message(&n.to_string(), n)]).await;
+        let expected = ENDPOINTS * usize::try_from(n).expect("a small number");
+        eventually("the event at every endpoint", count_posts, |posts| *posts >= expected).await;
+    }
+    let connections: BTreeSet<SocketAddr> = posts.lock().expect("not poisoned").iter().copied().collect();
+    assert!(connections.len() < 2 * ENDPOINTS, "{} connections of {ENDPOINTS} endpoints", connections.len());
 }
