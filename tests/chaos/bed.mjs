@@ -10,6 +10,7 @@ import { eventually } from "../conformance/rehearsal.mjs";
 import { startDurableRedis } from "./durable_redis.mjs";
 import { EVENTS_STREAM, LETTERS_STREAM, startPods } from "./pods.mjs";
 import { startFailingReceiver } from "./receiver.mjs";
+import { shareTexts } from "./shared_texts.mjs";
 import { connectStream, startEmulator } from "./stream.mjs";
 import { startStreamProxy } from "./stream_proxy.mjs";
 import { judgeClientEvents, judgeOrder, judgeTransitions } from "./verdict.mjs";
@@ -32,6 +33,7 @@ export const SHOWN_MAX = 10;
  */
 export async function startBed({ kubeconfig, random, isUnacceptable }) {
   const directory = await mkdtemp(join(tmpdir(), "chaos-"));
+  const acknowledged = [];
   const bed = {
     setFaulty(value) {
       bed.proxy.setFaulty(value);
@@ -41,9 +43,9 @@ export async function startBed({ kubeconfig, random, isUnacceptable }) {
     /** The events of the run, and what each check found; `sent` has the last number of each sender. */
     async judge(sent) {
       const arrivals = bed.receiver.events;
-      const acknowledged = eventsOf(bed.proxy.log.filter(({ stream }) => stream === EVENTS_STREAM));
-      const stored = eventsOf(await bed.stream.readAll(EVENTS_STREAM));
-      const letters = eventsOfLetters((await bed.stream.readAll(LETTERS_STREAM)).map(({ text }) => text));
+      const [stored, letters] = [[], []];
+      for await (const record of bed.stream.readAll(EVENTS_STREAM)) stored.push(...transitionsOf(record));
+      for await (const { text } of bed.stream.readAll(LETTERS_STREAM)) letters.push(eventOfLetter(text));
       const transitions = await bed.redis.readTransitions();
       return {
         arrivals, acknowledged, letters,
@@ -67,7 +69,9 @@ export async function startBed({ kubeconfig, random, isUnacceptable }) {
     await bed.stream.create(EVENTS_STREAM, SHARDS);
     await bed.stream.create(LETTERS_STREAM, 1);
     bed.redis = await startDurableRedis(join(directory, "redis"));
-    bed.proxy = await startStreamProxy(bed.emulator.port, random("proxy"));
+    bed.proxy = await startStreamProxy(bed.emulator.port, random("proxy"), ({ text, stream }) => {
+      if (stream === EVENTS_STREAM) acknowledged.push(...clientEventsOf(text));
+    });
     bed.receiver = await startFailingReceiver(SECRET, random("receiver"), isUnacceptable);
     const webhooks = [{ name: "hook", url: bed.receiver.url, events: [], channelPrefix: "", timeoutSeconds: 4 }];
     bed.pods = await startPods({ redisUrl: bed.redis.url, streamUrl: bed.proxy.url, kubeconfig, webhooks });
@@ -96,20 +100,27 @@ async function waitUntilDrained({ stream, pods, receiver }) {
   }, () => report, DRAIN_SECONDS);
 }
 
-/** The events of records, with the channel and the time of each. */
-function eventsOf(records) {
-  return records.flatMap(({ text, at, shard }) => {
-    const { channel, events } = JSON.parse(text);
-    return events.map(({ user_id: user = "", ...event }) => ({ ...event, user, channel, at, shard }));
-  });
+// An hour has more than a million events: only what a check needs is kept of each.
+
+/** The transitions of a record. */
+function transitionsOf({ text, at, shard }) {
+  const { channel, events } = JSON.parse(text);
+  const transitions = events.filter(({ seq }) => seq !== undefined);
+  return transitions.map(({ id, name, epoch, seq, time_ms, user_id: user = "" }) =>
+    shareTexts({ id, name, epoch, seq, time_ms, user, channel, at, shard }));
 }
 
-/** The events of dead letters; a letter that is none of an event has its reason alone. */
-function eventsOfLetters(texts) {
-  return texts.map((text) => {
-    const { reason, lastAnswer, event = {} } = JSON.parse(text);
-    return { ...event, reason, lastAnswer };
-  });
+/** The client events of a record. */
+function clientEventsOf(text) {
+  const { channel, events } = JSON.parse(text);
+  const clientEvents = events.filter(({ name }) => name === "client_event");
+  return clientEvents.map(({ id, name, data }) => shareTexts({ id, name, data, channel }));
+}
+
+/** The event of a dead letter; a letter that is none of an event has its reason alone. */
+function eventOfLetter(text) {
+  const { reason, lastAnswer, event = {} } = JSON.parse(text);
+  return { ...event, reason, lastAnswer };
 }
 
 export function countBy(items, keyOf) {

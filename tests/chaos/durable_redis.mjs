@@ -31,8 +31,11 @@ export async function startDurableRedis(directory) {
       async readTransitions() {
         const folder = join(directory, "appendonlydir");
         const names = (await readdir(folder)).filter((name) => name.endsWith(".aof")).sort();
-        const files = await Promise.all(names.map((name) => readFile(join(folder, name))));
-        return files.flatMap((file) => [...readCommands(file)].flatMap(readOutboxEntries));
+        const transitions = [];
+        for (const name of names) {
+          for (const command of readCommands(await readFile(join(folder, name)))) transitions.push(...readOutboxEntries(command));
+        }
+        return transitions;
       },
     };
   });

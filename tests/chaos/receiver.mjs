@@ -4,6 +4,8 @@ import { createHmac } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:http";
 
+import { shareTexts } from "./shared_texts.mjs";
+
 /** Probabilities of the failures of a request. */
 const [REFUSED, REPLY_LOST, HANGING] = [0.05, 0.03, 0.003];
 
@@ -41,7 +43,7 @@ export async function startFailingReceiver(secret, random, isUnacceptable) {
         return setTimeout(() => request.socket.destroy(), HANGING_MS).unref();
       }
       const at = Date.now();
-      events.push(...body.events.map((event) => ({ ...event, at })));
+      events.push(...body.events.map((event) => ({ ...shareTexts(event), at })));
       if (drawn < REFUSED + HANGING + REPLY_LOST) {
         counts.replyLost += 1;
         return request.socket.destroy();

@@ -99,20 +99,18 @@ export function connectStream(port) {
       await waitUntilActive(stream);
       return describeChange(before, await openShards(stream));
     },
-    /** Every record of a stream: its data as text, its time in ms, and its shard. */
-    async readAll(stream) {
-      const records = [];
+    /** Every record of a stream, one after the other: its data as text, its time in ms, and its shard. */
+    async *readAll(stream) {
       for (const { ShardId } of await listShards(stream)) {
         const first = await call("GetShardIterator", { StreamName: stream, ShardId, ShardIteratorType: "TRIM_HORIZON" });
         for (let iterator = first.ShardIterator; iterator;) {
           const page = await call("GetRecords", { ShardIterator: iterator });
           for (const { Data, ApproximateArrivalTimestamp: seconds } of page.Records) {
-            records.push({ text: Buffer.from(Data, "base64").toString("utf8"), at: Math.round(seconds * 1_000), shard: ShardId });
+            yield { text: Buffer.from(Data, "base64").toString("utf8"), at: Math.round(seconds * 1_000), shard: ShardId };
           }
           iterator = page.Records.length > 0 ? page.NextShardIterator : undefined;
         }
       }
-      return records;
     },
   };
 }

@@ -1,5 +1,5 @@
-// A proxy between the servers and the emulator of Kinesis. Some of the puts fail as those of Kinesis do; its log has each
-// record whose put the emulator acknowledged.
+// A proxy between the servers and the emulator of Kinesis. Some of the puts fail as those of Kinesis do; each record whose
+// put the emulator acknowledged is reported.
 import { once } from "node:events";
 import { Agent, createServer, request as httpRequest } from "node:http";
 
@@ -13,12 +13,11 @@ const REFUSED_PART = 0.4;
 const SLOW_MS = [500, 2_000];
 
 /**
- * Starts the proxy before the emulator at `port`. `log` has `{ text, stream, shard, at }` of each acknowledged record, and
- * `counts` how often each failure happened. `setFaulty(false)` ends the failures.
+ * Starts the proxy before the emulator at `port`. `onAcknowledged` gets `{ text, stream }` of each acknowledged record, and
+ * `counts` has how often each failure happened. `setFaulty(false)` ends the failures.
  */
-export async function startStreamProxy(port, random) {
+export async function startStreamProxy(port, random, onAcknowledged) {
   const agent = new Agent({ keepAlive: true });
-  const log = [];
   const counts = { calls: 0, throttled: 0, partial: 0, replyLost: 0, slow: 0, unavailable: 0 };
   let faulty = true;
   let last = Promise.resolve();
@@ -54,10 +53,7 @@ export async function startStreamProxy(port, random) {
     const answer = await forwardAlone(headers, Buffer.from(JSON.stringify({ ...call, Records: stored })));
     if (answer.status !== 200) return reply(answer);
     const results = JSON.parse(answer.body).Records;
-    const at = Date.now();
-    for (const [n, { ShardId }] of results.entries()) {
-      log.push({ text: Buffer.from(stored[n].Data, "base64").toString("utf8"), stream: call.StreamName, shard: ShardId, at });
-    }
+    for (const { Data } of stored) onAcknowledged({ text: Buffer.from(Data, "base64").toString("utf8"), stream: call.StreamName });
     if (fault === "replyLost") return drop();
     const all = refused.map((isRefused) => (isRefused ? REFUSED_ENTRY : results.shift()));
     return reply({ status: 200, headers: {}, body: Buffer.from(JSON.stringify({ FailedRecordCount: refused.filter(Boolean).length, Records: all })) });
@@ -84,7 +80,6 @@ export async function startStreamProxy(port, random) {
   await once(server, "listening");
   return {
     url: `http://127.0.0.1:${server.address().port}`,
-    log,
     counts,
     setFaulty: (value) => void (faulty = value),
     close: () => {
