@@ -15,8 +15,9 @@ use super::workload::{ChannelCounts, NextEvents, Workload, record_origin};
 use crate::edge::{EdgeMetrics, QueueLimits, Recorder, RecorderTasks, RegistryWatcher};
 use crate::kinesis::KinesisClient;
 
-/// Events that wait in the recorder at most while it is fed as fast as it writes: fewer than it drops at.
-const QUEUED_EVENTS_MAX: usize = 20_000;
+/// Events that wait in the recorder at most while it is fed as fast as it writes: a little fewer than it drops at, as in an
+/// edge whose stream takes less than the clients send.
+const QUEUED_EVENTS_MAX: usize = QueueLimits::DEFAULT.events / 5 * 4;
 
 /// Events that are emitted between two looks at the recorder's queue or the clock.
 const EMIT_BURST: usize = 50;
