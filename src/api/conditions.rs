@@ -167,6 +167,12 @@ reasons! {
     VersionUnsupported,
     /// Nothing is created or changed, because the manifest says `suspend: true`.
     Suspended,
+    /// The operator of a move's target reports, by the copy of its snapshot at the source.
+    TargetReports,
+    /// The operator of a move's target, or the copy of its snapshots, has stopped: the latest one is older than six minutes.
+    TargetSilent,
+    /// No snapshot of a move's target can be used at the source.
+    TargetUnread,
 }
 
 impl fmt::Display for Reason {
@@ -206,6 +212,9 @@ pub mod condition {
     pub const OPERATOR_HEALTHY: &str = "OperatorHealthy";
     /// Present while the manifest says `suspend: true`: changes wait. Its transition time is the start of the suspension.
     pub const SUSPENDED: &str = "Suspended";
+    /// On the source of a move: whether the operator of the target reports; present while the cluster names the copy of its snapshot.
+    /// Not part of Ready: the source serves its clients whatever happens at the target.
+    pub const TARGET_REPORTING: &str = "TargetReporting";
     /// On an app: whether every cluster of its namespace accepts it.
     pub const ACCEPTED: &str = "Accepted";
 }
@@ -258,6 +267,7 @@ impl Reason {
             | Self::Applied
             | Self::AddressPublished
             | Self::AppAccepted
+            | Self::TargetReports
             | Self::Deleting => "Nothing.",
             Self::ReadyWithoutWebhooks => "Nothing, if this is intended; otherwise set `webhooks.mode: Kinesis`.",
             Self::EdgeUnreachable => {
@@ -347,6 +357,13 @@ impl Reason {
             }
             Self::VersionUnsupported => "Upgrade the operator, or correct the field named.",
             Self::Suspended => "Remove `suspend: true` from the manifest to apply the changes that wait.",
+            Self::TargetSilent => {
+                "Start the operator of the target again; otherwise stop external-dns there, and make the change of Route 53 that the \
+                 message names: it brings the clients back."
+            }
+            Self::TargetUnread => {
+                "Publish the snapshot at the target, and copy it into the ConfigMap that the annotation names; the message has the obstacle."
+            }
         }
     }
 

@@ -45,6 +45,10 @@ pub const PROVE_NOW_ANNOTATION: &str = "realtime-operator.dev/prove-now";
 /// the Secret with the key of the snapshots, as `realtime migrate init` prints it.
 pub const PUBLISH_SNAPSHOT_ANNOTATION: &str = "realtime-operator.dev/publish-snapshot";
 
+/// Annotation of a move's source that has its operator watch the target; its value is the name of a `ConfigMap` beside the cluster
+/// with the copy of the target's snapshot under `snapshot.yaml`. The key is that of [`PUBLISH_SNAPSHOT_ANNOTATION`].
+pub const TARGET_SNAPSHOT_ANNOTATION: &str = "realtime-operator.dev/target-snapshot";
+
 /// Whether a part is enabled. An enum instead of a boolean, so that a third value can be added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum EnabledState {

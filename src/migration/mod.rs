@@ -10,6 +10,7 @@ mod delivery;
 mod edge_load;
 mod fingerprint;
 mod markdown;
+mod move_snapshot;
 mod new_sessions;
 mod outline;
 mod peer;
@@ -21,6 +22,7 @@ mod seal;
 mod secret_digest;
 mod sessions;
 mod snapshot;
+mod target_watch;
 pub mod track;
 mod workload;
 
@@ -29,6 +31,7 @@ pub use delivery::DeliverySnapshot;
 pub use edge_load::{EdgeLoad, EdgeReport, sum_edge_loads};
 pub use fingerprint::fingerprint_servers;
 pub use markdown::render_markdown;
+pub use move_snapshot::MoveSnapshot;
 pub use new_sessions::{NewSessions, SessionSnapshot};
 pub use outline::{MoveOutline, outline_move, render_outline};
 pub use peer::PeerExpectations;
@@ -43,4 +46,5 @@ pub use snapshot::{
     ClusterSnapshot, GateSnapshot, ServerSnapshot, SnapshotOrigin, SnapshotSeal, StreamSnapshot, TransportSnapshot,
     VariableValue,
 };
+pub use target_watch::{TargetReading, TargetState, TargetVerdict, judge_target};
 pub use workload::{EnvironmentTexts, collect_environment_sources, read_server, template_of};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{AppDigest, DeliverySnapshot, EdgeLoad, SessionSnapshot};
+use super::{AppDigest, DeliverySnapshot, EdgeLoad, MoveSnapshot, SessionSnapshot};
 use crate::api::RealtimeCluster;
 use crate::api::cluster::TransportState;
 use crate::api::conditions::condition;
@@ -55,6 +55,9 @@ pub struct ClusterSnapshot {
     /// Deliveries to the endpoints of customers; `None` where they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<DeliverySnapshot>,
+    /// Tracks of the moves to this cluster; `None` where no operator listed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<Vec<MoveSnapshot>>,
     /// The apps; `None` when they were not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apps: Option<BTreeMap<AppId, AppDigest>>,
@@ -184,6 +187,7 @@ impl ClusterSnapshot {
             sessions: None,
             loads: BTreeMap::new(),
             delivery: None,
+            moves: None,
             apps: None,
             seal: None,
         }

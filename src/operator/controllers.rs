@@ -21,7 +21,7 @@ use super::controller_loop::drive_controller;
 use super::health::{OperatorHealth, serve_admin};
 use super::live_objects::LiveObjects;
 use super::metrics::{ControllerName, OperatorMetrics};
-use super::moves::{ZoneReader, run_moves, run_publisher};
+use super::moves::{ZoneReader, run_moves, run_publisher, run_target_watch};
 use super::operator_error::OperatorError;
 use super::receiver::ReceiverRoute;
 use super::registry_histories::RegistryHistories;
@@ -342,6 +342,7 @@ async fn run_controllers(
             reporting_unselected,
             Box::pin(run_moves(context.clone(), store.clone(), probers.clone(), zones)),
             Box::pin(run_publisher(context.clone(), store.clone(), probers.clone())),
+            Box::pin(run_target_watch(context.clone(), store.clone())),
         );
     };
     let reporting = shutdown.run_until_cancelled(unreadable_reports::run_reports(&context, reports));

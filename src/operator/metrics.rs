@@ -98,6 +98,15 @@ metric_table! {
         /// Age of the snapshot of a move's source, by cluster of the move, in seconds.
         migration_snapshot_age_seconds: ClusterGauge =>
             "Beyond 360 s the source counts as passing, whatever happens there; after a week no step begins: publish a new snapshot.",
+        /// Age of the snapshot of a move's target as its source has it, by cluster of the source, in seconds; absent until one was read.
+        target_snapshot_age_seconds: ClusterGauge =>
+            "Beyond 360 s the operator of the target, or the copy of its snapshots, has stopped: read the condition `TargetReporting` of the cluster.",
+        /// Tracks of moves from a cluster that have a record, by the latest snapshot of their target; absent until one was read.
+        target_open_tracks: ClusterGauge =>
+            "Above 0 with an old snapshot, nobody takes a target that fails out of the answers: the condition `TargetReporting` has the change by hand.",
+        /// Clusters that watch the target of a move and know no snapshot of it that can be judged: 1, otherwise 0.
+        unread_targets: ClusterGauge =>
+            "At 1 nothing would report here that the target's operator has stopped: the condition `TargetReporting` names the obstacle.",
         /// Answers of the zones' servers about the hosts of moves.
         zone_answers: Labeled<ZoneAnswer, Counter> =>
             "If `failed` grows, the operator's path to port 53 of the zone's servers is broken: weights that were written are not seen.",

@@ -105,6 +105,11 @@ impl<K: ResourceExt> ObjectIndex<K> {
         }
     }
 
+    /// Whether the objects of a namespace are listed.
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.listed.covers(namespace)
+    }
+
     /// Waits for the first complete listing of a watch.
     pub async fn wait_until_listed(&self, range: &WatchRange) {
         self.listed.wait_until_listed(range).await;

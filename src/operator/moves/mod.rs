@@ -15,6 +15,7 @@ mod sessions;
 mod share_meter;
 mod snapshot_reader;
 mod source;
+mod target_watch;
 #[cfg(test)]
 mod test_api;
 #[cfg(test)]
@@ -27,4 +28,5 @@ mod zone_sampler;
 
 pub use controller::run_moves;
 pub use publisher::run_publisher;
+pub use target_watch::run_target_watch;
 pub use zone_reader::ZoneReader;

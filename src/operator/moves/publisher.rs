@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::record::MANAGED_BY;
 use super::sessions::{EdgeControl, count_opened_sessions, sum_fresh_loads};
-use super::snapshot_reader::{SnapshotReader, read_delivery};
+use super::snapshot_reader::{SnapshotReader, list_moves, read_delivery};
 use super::source::read_digest_key;
 use crate::api::migration::SNAPSHOT_KEY_FIELD;
 use crate::api::{PUBLISH_SNAPSHOT_ANNOTATION, RealtimeCluster, SecretKeyRef};
@@ -46,7 +46,7 @@ const APPS_TTL: Duration = Duration::from_mins(10);
 const SNAPSHOT_MAX_BYTES: usize = 1 << 20;
 
 /// Key of the `ConfigMap` with the snapshot.
-const SNAPSHOT_KEY: &str = "snapshot.yaml";
+pub const SNAPSHOT_KEY: &str = "snapshot.yaml";
 
 /// The latest publication of a cluster.
 #[derive(Default)]
@@ -131,6 +131,7 @@ impl SnapshotPublisher {
             sessions: count_opened_sessions(&looks, now_ms),
             loads: sum_fresh_loads(&looks, now_ms),
             delivery: Some(read_delivery(&self.context, cluster)),
+            moves: list_moves(&self.context, cluster),
             taken_at: Some(format_time(now_ms)),
             ..snapshot
         };
@@ -197,7 +198,7 @@ fn render_config_map(cluster: &RealtimeCluster, snapshot: &ClusterSnapshot) -> R
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use kube::runtime::reflector;
+    use kube::runtime::{reflector, watcher};
 
     use super::super::test_api::TestApi;
     use super::super::test_context::{TestEdges, build_context};
@@ -205,6 +206,7 @@ mod tests {
     use crate::api::fixture::applied_cluster;
     use crate::api::migration::SourceKind;
     use crate::config::ServerKind;
+    use crate::kubernetes::scope::WatchRange;
     use crate::migration::{PeerExpectations, SecretDigester};
     use crate::operator::metrics::OperatorMetrics;
     use crate::process::heartbeat::TaskFault;
@@ -229,6 +231,7 @@ mod tests {
         let context = build_context(&api, Arc::new(OperatorMetrics::default())).await;
         let now_ms = Arc::new(AtomicU64::new(START_MS));
         let (edges, clock) = (Arc::new(TestEdges::new(now_ms.clone())), now_ms.clone());
+        let live = context.clone();
         let publisher = SnapshotPublisher::new(context, edges.clone(), Box::new(move || clock.load(Ordering::Relaxed)));
         publisher.publish_all(&[cluster(None)]).await;
         assert_eq!(api.reads(), 0, "a cluster that asks for nothing costs no call");
@@ -251,6 +254,7 @@ mod tests {
         assert_eq!(counted.processes.values().next().and_then(|found| found.get(&ServerKind::Sockjs)), Some(&100));
         assert_eq!(snapshot.loads[&ServerKind::Sockjs].sessions_max, 1_000);
         assert_eq!(snapshot.delivery.map(|delivery| delivery.attempted), Some(0), "no app is listed");
+        assert_eq!(snapshot.moves, None, "moves are not listed yet");
         let pass = async |seconds: u64| {
             now_ms.fetch_add(seconds * 1000, Ordering::Relaxed);
             publisher.publish_all(&[cluster(Some("review"))]).await;
@@ -261,8 +265,20 @@ mod tests {
         edges.open_sessions(1);
         assert_eq!(pass(30).await, 2, "at most once in a minute");
         assert_eq!(pass(31).await, 3, "a change");
+        let text = include_str!("../../../tests/fixtures/migration/move.yaml");
+        let migration = serde_yaml::from_str(text).expect("a migration");
+        for event in [watcher::Event::Init, watcher::Event::InitApply(migration), watcher::Event::InitDone] {
+            live.live.migrations.apply_event(&WatchRange::All, event);
+        }
+        assert_eq!(pass(61).await, 4, "a move to this cluster");
+        let found = api.get(OBJECT).expect("a ConfigMap");
+        let text = found["data"][SNAPSHOT_KEY].as_str().expect("a text");
+        let moves = ClusterSnapshot::parse(text).expect("a snapshot").and_then(|snapshot| snapshot.moves);
+        let moves = moves.expect("a list of moves");
+        assert_eq!((moves.len(), moves[0].host.as_str()), (1, "sockjs-eu.example.com"));
+        assert_eq!(moves[0].change_batch["Changes"][0]["ResourceRecordSet"]["Weight"], 0, "the change by hand");
         api.put(OBJECT, json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "eu-snapshot", "namespace": "channels" } }));
-        assert_eq!(pass(200).await, 3, "an object of somebody else stays");
+        assert_eq!(pass(200).await, 4, "an object of somebody else stays");
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use crate::api::RealtimeCluster;
 use crate::desired::decode_secret;
 use crate::kubernetes::apply::is_owned_by;
-use crate::migration::{AppDigest, ClusterSnapshot, DeliverySnapshot, EnvironmentTexts, SecretDigester, read_server};
+use crate::migration::{
+    AppDigest, ClusterSnapshot, DeliverySnapshot, EnvironmentTexts, MoveSnapshot, SecretDigester, read_server,
+};
 use crate::operator::cluster_snapshot::{
     digest_registry, list_environment_sources, list_registry_secrets, read_owned_servers,
 };
@@ -102,6 +104,17 @@ impl SnapshotReader {
 pub fn read_delivery(context: &ControllerContext, cluster: &RealtimeCluster) -> DeliverySnapshot {
     let apps = context.live.apps_of(cluster);
     DeliverySnapshot::of_apps(&cluster.name_any(), apps.iter().map(|app| &**app))
+}
+
+/// Tracks of the moves to a cluster; `None` before the moves of its namespace are listed.
+pub fn list_moves(context: &ControllerContext, cluster: &RealtimeCluster) -> Option<Vec<MoveSnapshot>> {
+    let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    let moves = &context.live.migrations;
+    if !moves.covers(&namespace) {
+        return None;
+    }
+    let moves = moves.find(&namespace, |found| found.spec.cluster_ref.name == name);
+    Some(moves.iter().flat_map(|found| MoveSnapshot::of_migration(found)).collect())
 }
 
 async fn read_texts<K: ResourceExt>(

@@ -63,12 +63,24 @@ async fn read_text(context: &ControllerContext, migration: &RealtimeMigration) -
     }
     // The schema demands one of both.
     let Some(wanted) = &place.config_map_ref else { return Err(format!("source.snapshot has no place: {remedy}")) };
-    let namespace = migration.namespace().unwrap_or_default();
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
-    let found = api.get_opt(&wanted.name).await.map_err(|error| format!("ConfigMap {}: {error}", wanted.name))?;
-    let found = found.ok_or_else(|| format!("ConfigMap {} does not exist: {remedy}", wanted.name))?;
-    let mut data = found.data.unwrap_or_default();
-    data.remove(&wanted.key).ok_or_else(|| format!("ConfigMap {} has no key {}: {remedy}", wanted.name, wanted.key))
+    let found = read_config_map_key(context, migration, &wanted.name, &wanted.key).await;
+    found.map_err(|error| format!("{error}: {remedy}"))
+}
+
+/// Reads one key of a `ConfigMap` in the namespace of an object.
+///
+/// # Errors
+/// It does not exist, lacks the key, or cannot be read: the reason.
+pub async fn read_config_map_key<K: ResourceExt>(
+    context: &ControllerContext,
+    user: &K,
+    name: &str,
+    key: &str,
+) -> Result<String, String> {
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &user.namespace().unwrap_or_default());
+    let found = api.get_opt(name).await.map_err(|error| format!("ConfigMap {name}: {error}"))?;
+    let found = found.ok_or_else(|| format!("ConfigMap {name} does not exist"))?;
+    found.data.unwrap_or_default().remove(key).ok_or_else(|| format!("ConfigMap {name} has no key {key}"))
 }
 
 async fn read_secret_key<K: ResourceExt>(
