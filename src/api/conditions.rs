@@ -4,6 +4,8 @@ use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::migration::obstacles_table;
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
         /// Reason of a condition: one stable word for users, alerts and programs.
@@ -233,6 +235,11 @@ pub fn reasons_page() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(page, "| `{reason}` | {} | {} |", reason.about(), reason.remedy());
     }
+    page.push_str(
+        "\n## Before the first record of a move\n\n\
+         The message of a `RealtimeMigration` whose reason is `PreflightFailed` begins with one of these words.\n\n",
+    );
+    page.push_str(&obstacles_table());
     page
 }
 

@@ -8,6 +8,7 @@
 mod app_digest;
 mod delivery;
 mod edge_load;
+mod external_dns;
 mod fingerprint;
 mod markdown;
 mod move_snapshot;
@@ -29,6 +30,7 @@ mod workload;
 pub use app_digest::{AppDigest, EndpointDigest, digest_apps};
 pub use delivery::DeliverySnapshot;
 pub use edge_load::{EdgeLoad, EdgeReport, sum_edge_loads};
+pub use external_dns::{ExternalDns, OwnershipRecord, check_owners, check_policy, list_ownership_names};
 pub use fingerprint::fingerprint_servers;
 pub use markdown::render_markdown;
 pub use move_snapshot::MoveSnapshot;

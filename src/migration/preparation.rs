@@ -34,6 +34,7 @@ pub fn render_conversion(conversion: &SourceConversion) -> String {
          pause() {{ printf '%s, then press Enter: ' \"$1\"; read -r _; }}\n\
          answers() {{ for server in $(dig +short NS \"$ZONE\"); do dig +norecurse @\"$server\" {host} CNAME; done; }}\n\
          dig +short {target} | grep .\n\n\
+         {checks}\n\
          # 1. One sync for both: the former record goes, and the weighted one comes.\n\
          kubectl scale deployment/external-dns --replicas=0 -n external-dns\n\
          kubectl annotate {owner} -n {namespace} --overwrite \\\n  \
@@ -41,6 +42,7 @@ pub fn render_conversion(conversion: &SourceConversion) -> String {
          kubectl apply -f - <<'END'\n",
         host = record.host,
         target = record.target,
+        checks = render_checks(&record.host),
     );
     text.push_str(yaml.trim_start_matches("---\n"));
     let _ = write!(
@@ -67,6 +69,39 @@ pub fn render_conversion(conversion: &SourceConversion) -> String {
         record.to_change_batch(*weight)
     );
     text
+}
+
+/// Renders the checks of external-dns at the source: one that removes no record, or does not own the present one, leaves it in the
+/// zone beside the new one, which Route 53 refuses. Names of TXT records are those of `list_ownership_names`, and of addresses too.
+fn render_checks(host: &str) -> String {
+    let (label, domain) = host.split_once('.').unwrap_or((host, ""));
+    let script = r#"# 0. external-dns must remove records, read DNSEndpoints and own the present record, if it has an owner.
+arguments=$(kubectl get deployment/external-dns -n external-dns -o 'jsonpath={.spec.template.spec.containers[*].args}')
+options() { printf '%s' "$arguments" | tr -d '[]"' | tr ', ' '\n\n'; }
+option() {
+  options | awk -v flag="--$1" 'next_is { print; exit } $0 == flag { next_is = 1 } index($0, flag "=") == 1 { print substr($0, length(flag) + 2); exit }'
+}
+refuse() { echo "$1" >&2; exit 1; }
+case "$(option policy)" in
+  upsert-only | create-only) refuse 'RecordsKept: external-dns removes no record: start it with --policy=sync' ;;
+esac
+options | grep -Eqx -e '(--source=)?crd' || pause 'external-dns has no --source=crd among its arguments: give it the source'
+owners() {
+  for server in $(dig +short NS "$ZONE"); do
+    for type in cname a aaaa ''; do
+      affix() { option "$1" | sed "s/%{record_type}/$type/"; }
+      for label in 'LABEL' "${type:-cname}-LABEL"; do
+        dig +norecurse +short @"$server" "$(affix txt-prefix)$label$(affix txt-suffix).DOMAIN" TXT
+      done
+    done
+  done | sed -n 's/.*heritage=external-dns.*external-dns\/owner=\([^,"]*\).*/\1/p' | sort -u
+}
+owner=$(option txt-owner-id)
+for found in $(owners); do
+  [ "$found" = "${owner:-default}" ] || refuse "OwnerForeign: the record of HOST belongs to the owner $found, and external-dns here is ${owner:-default}: convert it where $found runs, or start external-dns with --migrate-from-txt-owner=$found"
+done
+"#;
+    script.replace("LABEL", label).replace("DOMAIN", domain).replace("HOST", host)
 }
 
 #[cfg(test)]

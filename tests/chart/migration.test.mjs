@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 import { parseAllDocuments } from "yaml";
 
-import { apply, applyCrds, DIR, established, file, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as OPERATOR, realtime, refused, wait } from "../cluster/harness.mjs";
+import { apply, applyCrds, condition, DIR, established, file, get, kubectl, OPERATOR_ACCOUNT, OPERATOR_NAMESPACE as OPERATOR, realtime, refused, wait } from "../cluster/harness.mjs";
 import { refusedRequests } from "../cluster/permissions.mjs";
 import { chartFolder, find, helm, IMAGE_VALUES, render } from "./helm.mjs";
 import { manifestsOf, reconciled, startStreams, withOperator } from "./operator.mjs";
@@ -135,6 +135,38 @@ test("a move waits in a named state until its target is proven, and goes when it
     assert.match(printed, /NAME +HOST +PHASE +STEP +DESIRED +APPLIED .*\nmove +sockjs-eu\.example\.com +Gated +0\/7 +no record +0\.0 % of 200 .* TargetNotProven +mend the target/);
     const { items } = await get("events.v1.events.k8s.io", TARGET);
     assert.ok(items.some(({ reason, regarding }) => reason === "TargetNotProven" && regarding.kind === "RealtimeMigration"), "an Event");
+
+    // external-dns that never deletes a record is named, as far as its Deployment can be read.
+    const labels = { "app.kubernetes.io/name": "external-dns" };
+    const externalDns = (policy) => ({
+      apiVersion: "apps/v1", kind: "Deployment", metadata: { name: "external-dns", namespace: TARGET, labels },
+      spec: {
+        selector: { matchLabels: labels },
+        template: { metadata: { labels }, spec: { containers: [{ name: "external-dns", image: "example.com/external-dns:1", args: ["--provider=aws", "--source=crd", `--policy=${policy}`] }] } },
+      },
+    });
+    await apply(externalDns("upsert-only"));
+    await reached("RecordsKept");
+    await apply(externalDns("sync"));
+    await reached("TargetNotProven");
+
+    // The source sees the target by the copy of its snapshot.
+    await apply({ ...key, metadata: { ...key.metadata, namespace: SOURCE } });
+    const annotate = (namespace, name, value) => kubectl(["annotate", "realtimecluster", "eu", "-n", namespace, `realtime-operator.dev/${name}=${value}`]);
+    await annotate(TARGET, "publish-snapshot", "realtime-migration");
+    await annotate(SOURCE, "publish-snapshot", "realtime-migration");
+    await annotate(SOURCE, "target-snapshot", "target-snapshot");
+    let reporting;
+    const reports = (reason) => wait(async () => {
+      reporting = condition(await get("realtimecluster", SOURCE, "eu"), "TargetReporting");
+      return reporting?.reason === reason;
+    }, { timeout: READING_TIMEOUT, what: reason, seen: () => `${JSON.stringify(reporting)}\n${log().slice(-2000)}` });
+    await reports("TargetUnread");
+    await wait(async () => (await get("configmaps", TARGET)).items.some(({ metadata }) => metadata.name === "eu-snapshot"), { timeout: READING_TIMEOUT, what: "a published snapshot", seen });
+    const { data } = await get("configmap", TARGET, "eu-snapshot");
+    await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "target-snapshot", namespace: SOURCE }, data });
+    await reports("TargetReports");
+    assert.match(reporting.message, new RegExp(`^${TARGET}/eu reports: no track has a record$`));
 
     // A record by that name that is another's is named and never touched.
     const foreign = { apiVersion: "externaldns.k8s.io/v1alpha1", kind: "DNSEndpoint", metadata: { name: "move-sockjs", namespace: TARGET }, spec: { endpoints: [] } };

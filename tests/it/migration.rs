@@ -206,8 +206,52 @@ fn a_preparation_is_a_script_that_a_shell_can_read() {
     let file = write_temporary(&text);
     let checked = std::process::Command::new("sh").arg("-n").arg(file.path()).output().expect("sh");
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    for (arguments, owner, expected) in [
+        (r#"["--source=crd","--policy=sync","--txt-owner-id=old","--txt-prefix=owner-"]"#, "old", ""),
+        (r#"["--source=crd","--policy","upsert-only"]"#, "default", "RecordsKept"),
+        (r#"["--source=crd","--txt-owner-id=new","--txt-prefix=owner-"]"#, "old", "OwnerForeign"),
+        (r#"["--source=crd","--txt-prefix=%{record_type}-owner-"]"#, "default", ""),
+        (r#"["--source=crd"]"#, "old", "OwnerForeign"),
+    ] {
+        let (applied, error) = run_preparation(file.path(), arguments, owner);
+        assert_eq!(applied, expected.is_empty(), "{arguments}: {error}");
+        assert!(error.contains(expected), "{arguments}: {error}");
+    }
     let (code, _, error) = run(&[&prepare[..], &["--source-host", "sockjs-eu.example.com"]].concat());
     assert!(code == Some(2) && error.contains("leads to the source alone"), "{error}");
+}
+
+/// Runs a preparation with doubles of `kubectl`, whose external-dns has these arguments, and of `dig`, whose zone has one TXT record
+/// with this owner. Returns whether it came to its first write, and its errors.
+fn run_preparation(script: &std::path::Path, arguments: &str, owner: &str) -> (bool, String) {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a double");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a double that runs");
+    };
+    let marker = folder.path().join("applied");
+    let apply = format!("case \"$1\" in get) printf '%s' '{arguments}' ;; apply) cat >'{}' ;; esac", marker.display());
+    write("kubectl", apply);
+    let text = format!("\"heritage=external-dns,external-dns/owner={owner},external-dns/resource=crd/legacy/sockjs\"");
+    write(
+        "dig",
+        format!(
+            "case \"$*\" in *' NS '*|*'.example.com CNAME') echo 127.0.0.1 ;; \
+             *'cname-sockjs-eu.example.com TXT'|*' cname-owner-sockjs-eu.example.com TXT') echo '{text}' ;; \
+             '+short sockjs.old.example.com') echo 192.0.2.1 ;; esac"
+        ),
+    );
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+    let ran = std::process::Command::new("sh")
+        .arg(script)
+        .env("PATH", path)
+        .env("ZONE", "example.com")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("sh");
+    (marker.exists(), String::from_utf8_lossy(&ran.stderr).into_owned())
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! room `migration`; this one must not know them.
 
 mod gates;
+mod obstacle;
 mod status;
 
 pub use gates::{DeliveryGate, GateName, GateState, HeadroomGate, MigrationGates, TrackGateStatus};
+pub use obstacle::{MoveObstacle, obstacles_table};
 pub use status::{
     BrakeTest, MigrationPhase, MigrationReason, RealtimeMigrationStatus, RecordedRollback, SnapshotIdentity,
     TrackProgress, TrackStatus,

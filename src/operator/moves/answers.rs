@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::api::migration::{MigrationTrack, RECORD_WEIGHT_MAX, TrackProgress};
+use crate::migration::OwnershipRecord;
 use crate::migration::track::{AnswerSample, PreflightResult, TrackPlan};
 
 /// Answers of one authoritative server to lookups of a host.
@@ -36,6 +37,8 @@ pub struct ZoneReading {
     pub servers: Vec<ServerAnswers>,
     /// Whether the target's host has an address or a CNAME of its own.
     pub is_target_known: bool,
+    /// Owners of the host's records by the TXT records that were asked for.
+    pub owners: BTreeSet<OwnershipRecord>,
 }
 
 /// The reason for which a zone cannot be read.
@@ -155,6 +158,7 @@ pub fn check_zone(reading: Option<&Result<ZoneReading, ZoneFault>>, track: &Migr
 mod tests {
     use super::*;
     use crate::api::RealtimeMigration;
+    use crate::api::migration::MoveObstacle;
 
     fn plan() -> (TrackPlan, MigrationTrack) {
         let text = include_str!("../../../tests/fixtures/migration/move.yaml");
@@ -168,7 +172,7 @@ mod tests {
     }
 
     fn reading(servers: &[ServerAnswers]) -> ZoneReading {
-        ZoneReading { at_ms: 7, servers: servers.to_vec(), is_target_known: true }
+        ZoneReading { at_ms: 7, servers: servers.to_vec(), is_target_known: true, owners: BTreeSet::new() }
     }
 
     fn progress(desired: Option<u8>, step: u32) -> TrackProgress {
@@ -230,6 +234,7 @@ mod tests {
             ("TargetHostUnknown", Ok(ZoneReading { is_target_known: false, ..reading(&[server(0, 200)]) })),
         ] {
             assert_eq!(check(found), expected);
+            assert!(expected == "Passed" || MoveObstacle::of_message(expected).is_some(), "{expected} has no remedy");
         }
         assert_eq!(check_zone(None, &track), PreflightResult::Running);
     }

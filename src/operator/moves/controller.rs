@@ -13,6 +13,7 @@ use kube::runtime::reflector::Store;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::Instrument;
 
+use super::record_writers::RecordWriters;
 use super::share_meter::ShareMeter;
 use super::snapshot_reader::SnapshotReader;
 use super::turn::MoveDriver;
@@ -65,6 +66,7 @@ pub async fn run_moves(
         edges,
         clock: Box::new(now_ms),
         sampler,
+        writers: RecordWriters::default(),
         targets: SnapshotReader::default(),
         shares: ShareMeter::default(),
     };

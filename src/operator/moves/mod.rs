@@ -11,6 +11,7 @@ mod controller;
 mod observation;
 mod publisher;
 mod record;
+mod record_writers;
 mod sessions;
 mod share_meter;
 mod snapshot_reader;

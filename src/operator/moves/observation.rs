@@ -134,6 +134,8 @@ pub struct TrackView<'a> {
     pub written: &'a WrittenRecord,
     /// The first reason not to begin that concerns neither the zone nor the clusters.
     pub obstacle: Option<String>,
+    /// The obstacle in the ownership of the host's records.
+    pub ownership: Option<String>,
 }
 
 /// Composes the observations of a track.
@@ -210,7 +212,10 @@ fn check_before_start(view: &TrackView<'_>, clusters: &ClusterObservations) -> P
     };
     match view.obstacle.clone().or(unknown).or(unavailable).or_else(sessions) {
         Some(obstacle) => PreflightResult::Obstacle(obstacle),
-        None => check_zone(view.zone, view.track),
+        None => match (check_zone(view.zone, view.track), &view.ownership) {
+            (PreflightResult::Passed, Some(obstacle)) => PreflightResult::Obstacle(obstacle.clone()),
+            (found, _) => found,
+        },
     }
 }
 

@@ -101,6 +101,13 @@ async fn serve(State(api): State<TestApi>, request: Request) -> Response {
     }
     match method {
         Method::POST => Json(sent).into_response(),
+        Method::GET if path.ends_with("/deployments") => {
+            state.reads += 1;
+            let items = state.objects.iter().filter(|(key, _)| key.starts_with("deployments/"));
+            let items: Vec<Value> = items.map(|(_, object)| object.clone()).collect();
+            Json(json!({ "kind": "DeploymentList", "apiVersion": "apps/v1", "metadata": {}, "items": items }))
+                .into_response()
+        }
         Method::GET => {
             state.reads += 1;
             match state.objects.get(&key) {

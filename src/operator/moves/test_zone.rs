@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hickory_resolver::proto::op::{Message, ResponseCode};
-use hickory_resolver::proto::rr::rdata::{A, CNAME};
+use hickory_resolver::proto::rr::rdata::{A, CNAME, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record};
 use tokio::net::UdpSocket;
 
@@ -26,6 +26,11 @@ impl TestRecord {
     /// A weighted CNAME.
     pub fn cname(target: &str, weight: u32) -> Self {
         Self { data: RData::CNAME(CNAME(absolute(target))), weight }
+    }
+
+    /// A weighted text.
+    pub fn text(text: &str, weight: u32) -> Self {
+        Self { data: RData::TXT(TXT::new(vec![text.to_owned()])), weight }
     }
 
     /// An address of loopback.

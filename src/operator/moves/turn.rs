@@ -13,6 +13,7 @@ use super::observation::{
     ClusterObservations, TrackView, VerdictSource, WrittenRecord, find_rival, is_written_here, observe_track, server_of,
 };
 use super::record::{delete_record, read_record, write_record};
+use super::record_writers::{RecordWriters, find_ownership_obstacle};
 use super::sessions::{EdgeControl, count_opened_sessions};
 use super::share_meter::ShareMeter;
 use super::snapshot_reader::SnapshotReader;
@@ -23,11 +24,11 @@ use crate::api::migration::{
     TrackTransport,
 };
 use crate::api::{RealtimeCluster, RealtimeMigration};
-use crate::migration::endpoint_name;
 use crate::migration::track::{
     TrackAction, TrackObservations, TrackPlan, advance_track, describe_track, is_draining, needed_queries, share_of,
     summarize_move,
 };
+use crate::migration::{check_policy, endpoint_name, list_ownership_names};
 use crate::operator::context::{ControllerContext, SharedContext};
 use crate::operator::finalizer::patch_finalizers;
 use crate::operator::reconcile_error::ReconcileError;
@@ -59,6 +60,7 @@ pub struct MoveDriver {
     /// The wall clock, in ms since 1970.
     pub clock: Box<dyn Fn() -> u64 + Send + Sync>,
     pub sampler: ZoneSampler,
+    pub writers: RecordWriters,
     pub targets: SnapshotReader,
     pub shares: ShareMeter,
 }
@@ -130,7 +132,13 @@ impl MoveDriver {
         let known = find_status(migration.status.as_ref(), track.transport);
         let progress = known.map(|known| known.progress.clone()).unwrap_or_default();
         let queries = count_queries(&plan, &progress);
-        let query = ZoneQuery { host: track.host.clone(), target: track.target_host.clone(), queries };
+        let writers = if is_written_here(track) && !has_record(progress.phase) {
+            Some(self.writers.find(&self.context, migration, &track.host, now_ms).await)
+        } else {
+            None
+        };
+        let ownership = writers.as_ref().map(|writers| list_ownership_names(&track.host, writers)).unwrap_or_default();
+        let query = ZoneQuery { host: track.host.clone(), target: track.target_host.clone(), queries, ownership };
         let interval = reading_interval(progress.phase, is_draining(&plan, &progress, now_ms));
         let key = sampling_key(migration, track);
         let zone = self.sampler.latest(&key, &query, interval, now_ms);
@@ -141,16 +149,24 @@ impl MoveDriver {
         let others = self.context.live.migrations.find_all(|_| true);
         let obstacle = waits_for
             .map(|host| format!("TrackWaits: the track of {host} comes first"))
-            .or_else(|| find_rival(migration, &track.host, &others));
+            .or_else(|| find_rival(migration, &track.host, &others))
+            .or_else(|| check_policy(writers.as_deref()?));
         let zone = zone.as_deref();
-        let view = TrackView { migration, track, plan: &plan, progress: &progress, zone, written: &written, obstacle };
+        let ownership = match (&writers, zone) {
+            (Some(writers), Some(Ok(reading))) => {
+                find_ownership_obstacle(&self.context, (migration, track), writers, &reading.owners).await
+            }
+            _ => None,
+        };
+        let (plan, progress) = (&plan, &progress);
+        let view = TrackView { migration, track, plan, progress, zone, written: &written, obstacle, ownership };
         let observations = observe_track(&view, clusters, &*self.verdicts, now_ms);
-        let (next, actions) = advance_track(&plan, &progress, &observations, now_ms);
+        let (next, actions) = advance_track(plan, progress, &observations, now_ms);
         let source = clusters.source.as_ref().ok().and_then(|(snapshot, _)| snapshot.sessions.as_ref());
         let counts = (source, count_opened_sessions(&clusters.edges, now_ms));
         let observed = self.shares.measure(&key, server_of(track), counts, now_ms);
-        let mut status = describe_track((&plan, track.transport), &next, &observations, observed);
-        let step = describe_external_step(track, &next, &observations, &plan);
+        let mut status = describe_track((plan, track.transport), &next, &observations, observed);
+        let step = describe_external_step(track, &next, &observations, plan);
         if let Some(step) = step.or_else(|| describe_unapplied_step(&next, &written)) {
             status.next_step = step;
         }

@@ -1,6 +1,7 @@
 //! Asks the authoritative servers of a zone how they answer lookups of a host. A resolver in between would answer from its
 //! cache, and with one weight for a whole TTL.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answers::{ServerAnswers, ZoneFault, ZoneReading};
+use crate::migration::OwnershipRecord;
 use crate::operator::metrics::{OperatorMetrics, ZoneAnswer};
 use crate::process::name_resolver::build_resolver;
 
@@ -24,6 +26,10 @@ const SENDS_MAX: u32 = 3;
 
 /// Lookups under way at one server.
 const CONCURRENT_QUERIES_MAX: usize = 16;
+
+/// Lookups of each TXT record at each server: those of weighted records are answered one at a time, and one of weight 1 beside
+/// 20 shows with a chance of 99 %.
+const OWNER_QUERIES: u32 = 100;
 
 /// Servers of a zone that are asked: Route 53 has four for each.
 const SERVERS_MAX: usize = 8;
@@ -46,6 +52,8 @@ pub struct ZoneQuery {
     pub target: String,
     /// Lookups at each server.
     pub queries: u32,
+    /// Names of TXT records about the owner of the host's records.
+    pub ownership: BTreeSet<String>,
 }
 
 /// Reads the answers of zones.
@@ -93,9 +101,15 @@ impl ZoneReader {
         let target = parse(&query.target).map_err(|error| no_servers(error.to_string()))?;
         let servers = if self.servers.is_empty() { self.find_servers(&host).await? } else { self.servers.clone() };
         let readings = servers.iter().map(|server| self.ask_server(*server, (&host, &target), query.queries));
-        let (answers, is_target_known) =
-            futures::future::join(futures::future::join_all(readings), self.is_known(&servers, &target)).await;
-        Ok(ZoneReading { at_ms, servers: answers, is_target_known })
+        let owners = servers.iter().map(|server| read_owners(*server, &query.ownership));
+        let (answers, is_target_known, owners) = futures::future::join3(
+            futures::future::join_all(readings),
+            self.is_known(&servers, &target),
+            futures::future::join_all(owners),
+        )
+        .await;
+        let owners = owners.into_iter().flatten().collect();
+        Ok(ZoneReading { at_ms, servers: answers, is_target_known, owners })
     }
 
     /// Finds the servers of the nearest zone above a host.
@@ -150,7 +164,8 @@ impl ZoneReader {
     }
 
     async fn ask_server(&self, server: SocketAddr, (host, target): (&Name, &Name), queries: u32) -> ServerAnswers {
-        let ask = |_| async move { classify_answer(ask_once(server, host).await.as_ref(), host, target) };
+        let ask =
+            |_| async move { classify_answer(ask_once(server, host, RecordType::A).await.as_ref(), host, target) };
         let mut asked = futures::stream::iter(0..queries).map(ask).buffer_unordered(CONCURRENT_QUERIES_MAX);
         let mut answers = ServerAnswers { server: server.to_string(), ..ServerAnswers::default() };
         while let Some(answer) = asked.next().await {
@@ -172,7 +187,7 @@ impl ZoneReader {
     /// Whether a name has an address or a CNAME, at these servers or elsewhere.
     async fn is_known(&self, servers: &[SocketAddr], name: &Name) -> bool {
         for server in servers.iter().take(1) {
-            let found = ask_once(*server, name).await;
+            let found = ask_once(*server, name, RecordType::A).await;
             if found.is_some_and(|answer| answer.answers.iter().any(|record| record.name == *name)) {
                 return true;
             }
@@ -181,13 +196,37 @@ impl ZoneReader {
     }
 }
 
-/// Sends one lookup of addresses until it is answered; `None` if it never is.
-async fn ask_once(server: SocketAddr, host: &Name) -> Option<Message> {
+/// Reads the owners that TXT records of a server name. Names without one cost one lookup.
+async fn read_owners(server: SocketAddr, names: &BTreeSet<String>) -> BTreeSet<OwnershipRecord> {
+    let mut found = BTreeSet::new();
+    for text in names {
+        let Ok(name) = Name::from_ascii(format!("{text}.")) else { continue };
+        let mut texts = ask_texts(server, &name).await;
+        if !texts.is_empty() {
+            let others = futures::stream::iter(1..OWNER_QUERIES).map(|_| ask_texts(server, &name));
+            let others: Vec<_> = others.buffer_unordered(CONCURRENT_QUERIES_MAX).collect().await;
+            texts.extend(others.into_iter().flatten());
+        }
+        found.extend(texts.iter().filter_map(|found| OwnershipRecord::parse(text, found)));
+    }
+    found
+}
+
+/// The TXT records of a name, as a server in charge answers one lookup.
+async fn ask_texts(server: SocketAddr, name: &Name) -> BTreeSet<String> {
+    let answer = ask_once(server, name, RecordType::TXT).await.filter(|answer| answer.metadata.authoritative);
+    let records = answer.iter().flat_map(|answer| &answer.answers).filter(|record| record.name == *name);
+    let texts = records.filter_map(|record| if let RData::TXT(text) = &record.data { Some(text) } else { None });
+    texts.map(|text| String::from_utf8_lossy(&text.txt_data.concat()).into_owned()).collect()
+}
+
+/// Sends one lookup until it is answered; `None` if it never is.
+async fn ask_once(server: SocketAddr, host: &Name, record_type: RecordType) -> Option<Message> {
     for _ in 0..SENDS_MAX {
         // A port and a number of its own for each: nobody else can answer.
         let id = rand::random::<u16>();
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
-        message.add_query(Query::query(host.clone(), RecordType::A));
+        message.add_query(Query::query(host.clone(), record_type));
         let Ok(Some(answer)) = timeout(ANSWER_TIMEOUT, exchange(server, &message)).await else { continue };
         return Some(answer);
     }
@@ -241,7 +280,26 @@ mod tests {
     }
 
     fn query(queries: u32) -> ZoneQuery {
-        ZoneQuery { host: HOST.to_owned(), target: TARGET.to_owned(), queries }
+        ZoneQuery { host: HOST.to_owned(), target: TARGET.to_owned(), queries, ownership: BTreeSet::new() }
+    }
+
+    #[tokio::test]
+    async fn owners_are_read_from_the_weighted_txt_records_of_each_server() {
+        let (first, second) = (TestZone::start().await, TestZone::start().await);
+        for zone in [&first, &second] {
+            zone.set(HOST, [TestRecord::cname("sockjs.old.example.com", 20)]);
+        }
+        let text =
+            |owner: &str| format!("heritage=external-dns,external-dns/owner={owner},external-dns/resource=crd/a/b");
+        let typed = format!("cname-{HOST}");
+        first.set(&typed, [TestRecord::text(&text("old"), 20), TestRecord::text(&text("left"), 1)]);
+        second.set(&format!("owner-{HOST}"), [TestRecord::text("v=spf1 -all", 1), TestRecord::text(&text("plain"), 1)]);
+        let ownership = [typed.clone(), format!("owner-{HOST}"), HOST.to_owned()].into();
+        let query = ZoneQuery { ownership, ..query(1) };
+        let reading = reader(vec![first.address, second.address]).read(&query, 7).await.expect("a reading");
+        let owners: Vec<_> = reading.owners.iter().map(|found| (found.name.as_str(), found.owner.as_str())).collect();
+        let plain = format!("owner-{HOST}");
+        assert_eq!(owners, [(typed.as_str(), "left"), (&typed, "old"), (&plain, "plain")]);
     }
 
     #[tokio::test]

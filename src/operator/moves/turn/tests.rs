@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use kube::runtime::{reflector, watcher};
 use serde_json::{Value, json};
 
+use super::super::record_writers::RecordWriters;
 use super::super::test_api::TestApi;
 use super::super::test_context::{TARGET, TestEdges, build_context};
 use super::super::test_zone::{TestRecord, TestZone};
@@ -15,7 +16,7 @@ use super::*;
 use crate::api::Reason;
 use crate::api::cluster::TransportState;
 use crate::api::fixture::applied_cluster;
-use crate::api::migration::GateState;
+use crate::api::migration::{GateState, MoveObstacle};
 use crate::config::{ServerKind, name};
 use crate::gate::{GatePhase, Hop, TransportVerdict, Verdict};
 use crate::kubernetes::scope::WatchRange;
@@ -128,6 +129,7 @@ impl Bed {
             edges: edges.clone(),
             clock: Box::new(move || time.load(Ordering::Relaxed)),
             sampler,
+            writers: RecordWriters::default(),
             targets: SnapshotReader::default(),
             shares: ShareMeter::default(),
         };
@@ -441,4 +443,38 @@ async fn a_move_waits_while_endpoints_fail_at_the_target_or_it_has_no_room() {
     publish();
     bed.edges.limit_sessions(1_486);
     bed.turn_until("weight 20", |track| track.desired == "20").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_its_writer_would_not_remove_or_not_own_is_not_begun() {
+    let bed = Bed::new(json!({}), json!({})).await;
+    let external_dns = |policy: &str| {
+        let args = ["--provider=aws", "--source=crd", "--txt-owner-id=new", "--txt-prefix=owner-", policy];
+        let pod = json!({ "spec": { "containers": [{ "name": "external-dns", "args": args }] } });
+        let metadata = json!({ "name": "external-dns", "namespace": "dns" });
+        bed.api.put(
+            "deployments/external-dns",
+            json!({ "metadata": metadata, "spec": { "selector": {}, "template": pod } }),
+        );
+    };
+    let owned = |owner: &str, resource: &str| {
+        let text = format!("heritage=external-dns,external-dns/owner={owner},external-dns/resource={resource}");
+        bed.zone.set(&format!("owner-cname-{HOST}"), [TestRecord::text(&text, 20)]);
+    };
+    let reached = async |word: &str| {
+        bed.turn_until(word, |track| track.message.starts_with(word)).await;
+        let track = bed.track();
+        assert_eq!((track.reason, bed.written_weights()), (MigrationReason::PreflightFailed, vec![]), "{word}");
+        assert!(MoveObstacle::of_message(&track.message).is_some_and(|found| track.message.ends_with(found.remedy())));
+    };
+    external_dns("--policy=upsert-only");
+    reached("RecordsKept").await;
+    external_dns("--policy=sync");
+    owned("former", "crd/channels/sockjs-to-eks-sockjs");
+    reached("OwnerForeign").await;
+    owned("new", "crd/legacy/sockjs-old");
+    reached("OwnerShared").await;
+    bed.api.put("dnsendpoints/sockjs-old", json!({ "metadata": { "name": "sockjs-old", "namespace": "legacy" } }));
+    bed.turn_until("the review", |track| track.reason == MigrationReason::ReviewNotApproved).await;
+    assert!(bed.written_weights().is_empty());
 }
