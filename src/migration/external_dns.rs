@@ -300,7 +300,8 @@ mod tests {
             ("one external-dns for both", vec![ours.clone()], vec![owned("new", "crd/channels/here")], ""),
             ("the owner is not known", vec![], vec![owned("new", theirs)], ""),
         ] {
-            let found = check_owners(&writers, &found.into(), OURS, |resource| resource == "crd/channels/here");
+            let found =
+                check_owners(&writers, &found.into_iter().collect(), OURS, |resource| resource == "crd/channels/here");
             let found = found.unwrap_or_default();
             assert_eq!(found.split(':').next().unwrap_or_default(), expected, "{case}: {found}");
         }

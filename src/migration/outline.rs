@@ -171,7 +171,9 @@ fn list_conditions(migration: &RealtimeMigration, track: &MigrationTrack) -> Vec
         "both clusters keep a session by a canonicalHost of their own"
     };
     let record = match track.engine {
-        RecordEngine::DNSEndpoint => "external-dns has the source `crd` and `--policy sync`",
+        RecordEngine::DNSEndpoint => {
+            "external-dns has the source `crd`, `--policy sync` and a `--txt-owner-id` of its own"
+        }
         RecordEngine::External => "somebody sets each weight, and acknowledges it",
     };
     let source = format!(
