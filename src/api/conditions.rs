@@ -342,17 +342,12 @@ impl Reason {
             | Self::CertificateInvalid
             | Self::NotReachableFromHere
             | Self::ExternalDisabled => self.entrance_remedy(),
-            Self::KeyConflict => "Give the younger app another id or key.",
-            Self::AppInvalid => "Correct the field named, or the Secret that the message names.",
-            Self::CredentialsNotOurs => {
-                "Rename or delete the Secret named, or reference a Secret with `key` and `secret` in the app's `credentials`."
-            }
-            Self::EndpointNotAllowed => {
-                "Correct the field named: the URL to https on port 443 or 8443, or its network in `webhooks.allowedNetworks` of \
-                 the cluster named; or the Secret of `headersSecretRef`."
-            }
-            Self::NoCluster => "Create a RealtimeCluster in the app's namespace, or delete the app.",
-            Self::AppsStale => "Check the pods named: they read apps from their mounted Secrets.",
+            Self::KeyConflict
+            | Self::AppInvalid
+            | Self::CredentialsNotOurs
+            | Self::EndpointNotAllowed
+            | Self::NoCluster
+            | Self::AppsStale => self.app_remedy(),
             Self::EvidenceStale => "Wait for the next round.",
             Self::DeadlineExceeded => "Read the message: it names the hop that fails.",
             Self::AdmittedOnRecord => "Fix the parts behind the edges; Ready stays False until they work.",
@@ -364,6 +359,31 @@ impl Reason {
             }
             Self::VersionUnsupported => "Upgrade the operator, or correct the field named.",
             Self::Suspended => "Remove `suspend: true` from the manifest to apply the changes that wait.",
+            Self::TargetSilent | Self::TargetUnread => self.target_remedy(),
+        }
+    }
+
+    /// The remedy for a reason of an app.
+    fn app_remedy(self) -> &'static str {
+        match self {
+            Self::KeyConflict => "Give the younger app another id or key.",
+            Self::AppInvalid => "Correct the field named, or the Secret that the message names.",
+            Self::CredentialsNotOurs => {
+                "Rename or delete the Secret named, or reference a Secret with `key` and `secret` in the app's `credentials`."
+            }
+            Self::EndpointNotAllowed => {
+                "Correct the field named: the URL to https on port 443 or 8443, or its network in `webhooks.allowedNetworks` of \
+                 the cluster named; or the Secret of `headersSecretRef`."
+            }
+            Self::NoCluster => "Create a RealtimeCluster in the app's namespace, or delete the app.",
+            Self::AppsStale => "Check the pods named: they read apps from their mounted Secrets.",
+            _ => "Nothing.",
+        }
+    }
+
+    /// The remedy for a reason of the target of a move, at its source.
+    fn target_remedy(self) -> &'static str {
+        match self {
             Self::TargetSilent => {
                 "Start the operator of the target again; otherwise stop external-dns there, and make the change of Route 53 that the \
                  message names: it brings the clients back."
@@ -371,6 +391,7 @@ impl Reason {
             Self::TargetUnread => {
                 "Publish the snapshot at the target, and copy it into the ConfigMap that the annotation names; the message has the obstacle."
             }
+            _ => "Nothing.",
         }
     }
 

@@ -24,6 +24,8 @@ pub struct ExternalDns {
     /// Owner of its records (`--txt-owner-id`); `None` for a value that kubelet resolves.
     pub owner_id: Option<String>,
     policy: String,
+    /// Whether it keeps owners in TXT records (`--registry`).
+    keeps_texts: bool,
     prefix: String,
     suffix: String,
     sources: Vec<String>,
@@ -59,6 +61,7 @@ impl ExternalDns {
             deployment: format!("{}/{}", part(&metadata.namespace), part(&metadata.name)),
             owner_id: Some(owner_id).filter(|owner| !owner.contains("$(") && !owner.is_empty()),
             policy: one("policy").unwrap_or_else(|| "sync".to_owned()),
+            keeps_texts: one("registry").is_none_or(|registry| registry == "txt"),
             prefix: one("txt-prefix").unwrap_or_default(),
             suffix: one("txt-suffix").unwrap_or_default(),
             sources: options.list("source"),
@@ -163,6 +166,9 @@ pub fn check_owners(
     resource: &str,
     is_here: impl Fn(&str) -> bool,
 ) -> Option<String> {
+    if !writers.is_empty() && !writers.iter().any(|writer| writer.keeps_texts) {
+        return None;
+    }
     let ours: Vec<&str> = writers.iter().filter_map(|writer| writer.owner_id.as_deref()).collect();
     let is_ours = |record: &&OwnershipRecord| ours.contains(&record.owner.as_str());
     if let Some(left) = found.iter().find(|record| record.resource == resource && !is_ours(record)) {
@@ -297,6 +303,7 @@ mod tests {
             ("left by another", vec![ours.clone()], vec![owned("old", theirs), owned("former", OURS)], "OwnerForeign"),
             ("left, and the owner is not known", vec![], vec![owned("former", OURS)], "OwnerForeign"),
             ("one owner in both", vec![ours.clone()], vec![owned("new", theirs)], "OwnerShared"),
+            ("another registry", vec![read(&["--registry=dynamodb"])], vec![owned("former", OURS)], ""),
             ("one external-dns for both", vec![ours.clone()], vec![owned("new", "crd/channels/here")], ""),
             ("the owner is not known", vec![], vec![owned("new", theirs)], ""),
         ] {

@@ -49,31 +49,33 @@ impl RecordWriters {
         let namespace = migration.namespace().unwrap_or_default();
         let known = lock_unpoisoned(&self.0).clone();
         let is_fresh = |(at_ms, _): &(u64, Vec<ExternalDns>)| now_ms.saturating_sub(*at_ms) < whole_ms(WRITERS_TTL);
-        let mut all = match known.filter(is_fresh) {
-            Some((_, known)) => known,
-            None => {
-                let read = list_writers(context).await;
-                *lock_unpoisoned(&self.0) = Some((now_ms, read.clone()));
-                read
-            }
-        };
-        all.retain(|found| found.writes(&namespace, host));
-        all
+        let mut writers = known.as_ref().map(|(_, writers)| writers.clone()).unwrap_or_default();
+        if !known.as_ref().is_some_and(is_fresh) {
+            // A call that fails says nothing about those that were read before.
+            writers = list_writers(context).await.unwrap_or(writers);
+            *lock_unpoisoned(&self.0) = Some((now_ms, writers.clone()));
+        }
+        writers.retain(|found| found.writes(&namespace, host));
+        writers
     }
 }
 
-async fn list_writers(context: &ControllerContext) -> Vec<ExternalDns> {
+/// Lists the Deployments of the scope; `None` if a call failed.
+async fn list_writers(context: &ControllerContext) -> Option<Vec<ExternalDns>> {
     let parameters = ListParams::default().labels(WRITER_SELECTOR).limit(DEPLOYMENTS_MAX);
     let mut found = Vec::new();
     for range in context.scope.ranges() {
         let api = build_api::<Deployment>(&context.client, &range);
         match timeout(READ_TIMEOUT, api.list(&parameters)).await {
             Ok(Ok(listed)) => found.extend(listed.items.iter().filter_map(ExternalDns::of_deployment)),
-            Ok(Err(error)) => tracing::debug!(%error, "Deployments of external-dns not read"),
-            Err(_) => tracing::debug!("Deployments of external-dns not read in time"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "Deployments of external-dns not read");
+                return None;
+            }
+            Err(_) => return None,
         }
     }
-    found
+    Some(found)
 }
 
 /// Looks for an obstacle in the ownership of a host's records, before a record of the move exists.

@@ -48,7 +48,9 @@ impl ZoneSampler {
         let mut tracks = lock_unpoisoned(&self.tracks);
         if let Some(known) = tracks.get_mut(key) {
             let is_same_host = known.query.host == query.host && known.query.target == query.target;
-            let latest = known.latest.clone().filter(|_| is_same_host);
+            // A reading without a name that is asked for now says nothing about its owner.
+            let has_owners = query.ownership.is_subset(&known.query.ownership);
+            let latest = known.latest.clone().filter(|_| is_same_host && has_owners);
             let is_due = known.query != *query || now_ms.saturating_sub(known.began_ms) >= whole_ms(interval);
             if known.is_running || !is_due {
                 return latest;
