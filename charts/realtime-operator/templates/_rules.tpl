@@ -16,7 +16,7 @@ of its rule begins with "On failure", "On upgrade", "Granted" or "Checked". */}}
 - apiGroups: [realtime-operator.dev]
   resources: [realtimemigrations]
   verbs: [get]
-# workload: reverts and prunes a cluster's children. get: an object that the watch does not have yet.
+# workload: reverts and prunes a cluster's children. get: an object that the watch does not have yet. migration: finds external-dns.
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch]
@@ -118,7 +118,7 @@ does not exist. */}}
 - apiGroups: [externaldns.k8s.io]
   resources: [dnsendpoints]
   verbs: [get, create, patch, delete]
-# migration: reads the snapshot of the source, by the name that the move has.
+# migration: reads the snapshot of the other cluster, by the name that the move or the cluster has.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get]
