@@ -199,7 +199,7 @@ mod tests {
     const HOST: &str = "sockjs-eu.example.com";
     const OURS: &str = "crd/channels/sockjs-to-eks-sockjs";
 
-    fn deployment(args: &[&str], more: Value) -> Deployment {
+    fn deployment(args: &[&str], more: &Value) -> Deployment {
         let mut container = json!({ "name": "external-dns", "args": args });
         for (field, value) in more.as_object().expect("fields") {
             container[field] = value.clone();
@@ -213,7 +213,7 @@ mod tests {
 
     fn read(args: &[&str]) -> ExternalDns {
         let args = [&["--provider=aws", "--source=service", "--source=crd"], args].concat();
-        ExternalDns::of_deployment(&deployment(&args, json!({}))).expect("an external-dns")
+        ExternalDns::of_deployment(&deployment(&args, &json!({}))).expect("an external-dns")
     }
 
     fn owned(owner: &str, resource: &str) -> OwnershipRecord {
@@ -236,10 +236,10 @@ mod tests {
             { "name": "EXTERNAL_DNS_POLICY", "value": "create-only" },
             { "name": "EXTERNAL_DNS_SOURCE", "value": "ingress\ncrd" },
         ] });
-        let found = ExternalDns::of_deployment(&deployment(&[], env)).expect("an external-dns");
+        let found = ExternalDns::of_deployment(&deployment(&[], &env)).expect("an external-dns");
         assert_eq!((found.policy.as_str(), found.writes("channels", HOST)), ("create-only", true));
-        assert_eq!(ExternalDns::of_deployment(&deployment(&["--source=crd"], json!({}))), None, "another program");
-        let mut idle = deployment(&["--provider=aws"], json!({}));
+        assert_eq!(ExternalDns::of_deployment(&deployment(&["--source=crd"], &json!({}))), None, "another program");
+        let mut idle = deployment(&["--provider=aws"], &json!({}));
         idle.spec.replicas = Some(0);
         assert_eq!(ExternalDns::of_deployment(&idle), None, "without pods");
     }
@@ -256,7 +256,7 @@ mod tests {
         ] {
             assert_eq!(read(&args).writes("channels", HOST), expected, "{case}");
         }
-        let other = deployment(&["--provider=aws", "--source=ingress"], json!({}));
+        let other = deployment(&["--provider=aws", "--source=ingress"], &json!({}));
         assert!(
             !ExternalDns::of_deployment(&other).expect("an external-dns").writes("channels", HOST),
             "no source crd"

@@ -245,7 +245,7 @@ mod tests {
             let migration: RealtimeMigration = serde_yaml::from_str(text).expect("a migration");
             let track = MoveSnapshot::of_migration(&migration).remove(0);
             let source_uid = applied_cluster("").metadata.uid;
-            let moves = Some(vec![MoveSnapshot { phase, weight, source_uid, ..track }]);
+            let moves = Some(vec![MoveSnapshot { source_uid, phase, weight, ..track }]);
             let snapshot = ClusterSnapshot::new(SnapshotOrigin::Operator, "new/eu".to_owned(), [].into());
             let digester = SecretDigester::new("0123456789abcdef").expect("a key");
             let sealed = ClusterSnapshot { moves, ..snapshot }.seal(&digester, "target-uid", taken_ms);
