@@ -128,7 +128,10 @@ impl TargetWatch {
             };
             ConditionUpdate::new(condition::TARGET_REPORTING, status, reason, &verdict.message)
         });
-        if known.is_none() && update.is_none() {
+        // An operator that was restarted, and cannot read the copy any more, keeps the changes by hand.
+        let is_forgotten = verdict.is_some_and(|verdict| verdict.age_ms.is_none());
+        let keeps = is_forgotten && known.is_some_and(|known| known.reason == Reason::TargetSilent.name());
+        if keeps || (known.is_none() && update.is_none()) {
             return;
         }
         let news = update.clone().filter(|update| known.is_none_or(|known| known.reason != update.reason.name()));
@@ -313,5 +316,10 @@ mod tests {
         let found = source.look(BOTH).await;
         assert_eq!(found["reason"], "TargetSilent");
         assert!(found["message"].as_str().is_some_and(|text| text.contains("has no key snapshot.yaml")), "{found}");
+        let (context, clock) = (source.watch.context.clone(), source.now_ms.clone());
+        let watch = TargetWatch::new(context, Box::new(move || clock.load(Ordering::Relaxed)));
+        let restarted = Source { watch, ..source };
+        assert_eq!(restarted.look(BOTH).await, found, "an operator that was restarted keeps the changes by hand");
+        assert!(restarted.series().contains(&"unread_targets 1.0".to_owned()), "{:?}", restarted.series());
     }
 }
