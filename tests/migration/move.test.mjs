@@ -55,6 +55,9 @@ const [RESIDENTS, EQUAL_SHARES] = [4, [25, 75]];
 /** Longest until a webhook of a client that left has arrived: the delay of departures, the other cluster, and the stream. */
 const WEBHOOK_TIMEOUT = 60_000;
 
+/** Longest, in ms, until the source calls a target silent: six minutes after the copied snapshot, and a look. */
+const SILENT_TIMEOUT = 400_000;
+
 /** Longest wait for a phase: readings of a zone are up to 30 s apart, and a bake begins with the turn after one. */
 const PHASE_TIMEOUT = 120_000;
 
@@ -241,6 +244,7 @@ async function prepareTarget() {
 /** Applies the move, with the key of the snapshots. */
 async function applyMove() {
   await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "realtime-migration", namespace: NAMESPACE }, stringData: { key: KEY } });
+  await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/publish-snapshot=realtime-migration"]);
   const [first, second] = [{ weight: 1, bakeSeconds: 10 }, { weight: 20, bakeSeconds: BAKE_AT_20 }];
   await apply({
     apiVersion: "realtime-operator.dev/v1alpha1", kind: "RealtimeMigration", metadata: { name: "move", namespace: NAMESPACE },
@@ -250,6 +254,16 @@ async function applyMove() {
       tracks: [{ transport: "sockjs", host: MOVED, targetHost: TARGET_HOST, ttlSeconds: TTL, steps: [first, second], cutover: { bakeSeconds: 10 } }],
     },
   });
+}
+
+/** The condition of the source about its target, once it has a reason. */
+async function reporting(reason, timeout) {
+  let found;
+  await wait(async () => {
+    found = condition(await clusterOf(SOURCE), "TargetReporting");
+    return found?.reason === reason;
+  }, { timeout, what: `${reason} at the source`, seen: () => JSON.stringify(found) });
+  return found;
 }
 
 test("no record exists before the target is proven and the review approved", { timeout: 600_000 }, async () => {
@@ -359,6 +373,16 @@ test("without the target's operator the printed change takes every new connectio
   const { code, stdout, stderr } = await realtime("migrate", "plan", path, "-o", "json");
   assert.equal(code, 0, stderr);
   await scale(0);
+  const { data } = await onCluster(TARGET, () => get("configmap", NAMESPACE, "eu-snapshot"));
+  const [{ weight, changeBatch }] = JSON.parse(data["snapshot.yaml"]).moves;
+  assert.deepEqual([weight, changeBatch], [20, JSON.parse(stdout).tracks[0].changeBatch], "the target's snapshot keeps the change");
+  await onCluster(SOURCE, async () => {
+    await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "realtime-migration", namespace: NAMESPACE }, stringData: { key: KEY } });
+    await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "target-snapshot", namespace: NAMESPACE }, data });
+    await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/publish-snapshot=realtime-migration", "realtime-operator.dev/target-snapshot=target-snapshot"]);
+  });
+  const { message } = await reporting("TargetReports", 60_000);
+  assert.ok(message.includes(`has ${MOVED} lead to ${TARGET_HOST} with weight 20`), message);
   // It would write its weight again.
   await externalDns.stop();
   route53.submit(JSON.parse(stdout).tracks[0].changeBatch);
@@ -372,7 +396,7 @@ test("without the target's operator the printed change takes every new connectio
 test("the operator of the source publishes the snapshot that the command takes, for a pipeline to copy", { timeout: 300_000 }, async () => {
   const published = await onCluster(SOURCE, async () => {
     await apply({ apiVersion: "v1", kind: "Secret", metadata: { name: "realtime-migration", namespace: NAMESPACE }, stringData: { key: KEY } });
-    await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/publish-snapshot=realtime-migration"]);
+    await kubectl(["annotate", "realtimecluster", "eu", "-n", NAMESPACE, "realtime-operator.dev/publish-snapshot=realtime-migration", "--overwrite"]);
     await wait(async () => (await get("configmaps", NAMESPACE)).items.some(({ metadata }) => metadata.name === "eu-snapshot"), { timeout: PUBLISHED_TIMEOUT, what: "a published snapshot" });
     return JSON.parse((await get("configmap", NAMESPACE, "eu-snapshot")).data["snapshot.yaml"]);
   });
@@ -414,4 +438,11 @@ test("every channel was occupied once and vacated once, whichever cluster had it
   assert.deepEqual(residents.flatMap(({ states }) => states), [], "no change of a record cuts a session");
   assert.deepEqual(socketVisitors.visits.filter(({ found, refusal }) => refusal || found !== SOURCE_SOCKETS), [], "the websocket track is untouched");
   assert.deepEqual(recordsOf(UNMOVED).map(({ target }) => target), [SOURCE_SOCKETS]);
+});
+
+test("the source reports a target whose snapshot nobody copies any more, with the change by hand", { timeout: 600_000 }, async () => {
+  const { status, message } = await reporting("TargetSilent", SILENT_TIMEOUT);
+  assert.equal(status, "False");
+  assert.ok(message.includes(`"SetIdentifier":"${TARGET_HOST}"`) && message.includes('"Weight":0'), message);
+  assert.equal(is(await clusterOf(SOURCE), "Ready"), "True", "it is no part of Ready");
 });
