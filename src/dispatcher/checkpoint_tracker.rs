@@ -16,8 +16,9 @@ pub const UNFINISHED_EVENTS_MAX: usize = 10_000;
 /// Bounds the bytes of a shard's unfinished records, and with them the memory of a process that holds many shards.
 pub const UNFINISHED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// Bounds how far cancelled pairs may hold the checkpoint back, in records: pairs that overlap without end, as when
-/// many clients join and leave, would hold it for ever. Beyond the bound, a take-over may deliver half of a pair.
+/// Bounds how far cancelled pairs may hold the checkpoint back from the first open record, in records: pairs that overlap
+/// without end, as when many clients join and leave, would hold it for ever. Beyond the bound, a take-over may deliver half
+/// of a pair.
 const HELD_RECORDS_MAX: u64 = 1_000;
 
 /// Bounds the cancelled pairs that are remembered.
@@ -164,7 +165,9 @@ impl CheckpointTracker {
         if earlier != later {
             self.pairs.insert((earlier, later), [first, second]);
         }
-        let oldest = self.read.saturating_sub(HELD_RECORDS_MAX);
+        // The list beyond the prefix may end anywhere from the first open record on.
+        let first_open = self.open.first_key_value().map_or(self.read, |(number, _)| *number);
+        let oldest = first_open.saturating_sub(HELD_RECORDS_MAX);
         while self.pairs.len() > PAIRS_MAX || self.pairs.keys().next().is_some_and(|(earlier, _)| *earlier < oldest) {
             self.pairs.pop_first();
         }
@@ -384,7 +387,18 @@ mod tests {
         }
         let at: u64 = tracker.progress().through.and_then(|sequence| sequence.parse().ok()).expect("a checkpoint");
         assert!(at >= 5_000 - HELD_RECORDS_MAX - 10, "{at}");
-        assert!(tracker.pairs.len() as u64 <= HELD_RECORDS_MAX, "{} pairs", tracker.pairs.len());
+        assert!(tracker.pairs.len() as u64 <= HELD_RECORDS_MAX + 1, "{} pairs", tracker.pairs.len());
+    }
+
+    #[test]
+    fn a_list_that_ends_far_behind_the_last_record_splits_no_pair_either() {
+        // More records than are listed stay open: a receiver refuses some of their events for the whole retry window.
+        let mut tracker = tracker_of(&vec![1; 10_000]);
+        tracker.join_records(2_000, 2_002);
+        let stays_open = |record: u64| record < OPEN_RECORDS_MAX as u64 || record == 2_001;
+        (0..10_000).filter(|record| !stays_open(*record)).for_each(|record| tracker.finish_event(record));
+        let beyond = tracker.progress().beyond.expect("most of them are done");
+        assert_eq!((beyond.through.as_str(), beyond.open.len()), ("1999", OPEN_RECORDS_MAX));
     }
 
     #[test]
