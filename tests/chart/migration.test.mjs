@@ -93,6 +93,10 @@ test("a move waits in a named state until its target is proven, and goes when it
     }
     for (const [namespace, host] of [[SOURCE, SOURCE_HOST], [TARGET, TARGET_HOST]]) await reconciled(namespace, streams.url, log, pinned(namespace, streams.url, host));
     const key = { apiVersion: "v1", kind: "Secret", metadata: { name: "realtime-migration", namespace: TARGET }, stringData: { key: "0123456789abcdef0123456789abcdef" } };
+    const annotate = (namespace, name, value) => kubectl(["annotate", "realtimecluster", "eu", "-n", namespace, `realtime-operator.dev/${name}=${value}`]);
+    await apply({ ...key, metadata: { ...key.metadata, namespace: SOURCE } });
+    await annotate(SOURCE, "publish-snapshot", "realtime-migration");
+    await annotate(SOURCE, "target-snapshot", "target-snapshot");
     await apply(migration());
     for (const [field, value] of [["engine", "External"], ["targetHost", "sockjs.other.example.com"], ["ttlSeconds", 30]]) {
       assert.match(await refused(migration({}, { [field]: value })), new RegExp(`${field} is immutable`));
@@ -108,6 +112,7 @@ test("a move waits in a named state until its target is proven, and goes when it
     assert.equal((await reached("Secret realtime-migration does not exist")).reason, "SnapshotMissing");
 
     await apply(key);
+    await annotate(TARGET, "publish-snapshot", "realtime-migration");
     await reached("ConfigMap source-snapshot does not exist");
     const snapshot = async (namespace) => (await realtime("snapshot", "eu", "-n", namespace, "--key", KEY)).stdout;
     const published = await snapshot(SOURCE);
@@ -151,18 +156,13 @@ test("a move waits in a named state until its target is proven, and goes when it
     await reached("TargetNotProven");
 
     // The source sees the target by the copy of its snapshot.
-    await apply({ ...key, metadata: { ...key.metadata, namespace: SOURCE } });
-    const annotate = (namespace, name, value) => kubectl(["annotate", "realtimecluster", "eu", "-n", namespace, `realtime-operator.dev/${name}=${value}`]);
-    await annotate(TARGET, "publish-snapshot", "realtime-migration");
-    await annotate(SOURCE, "publish-snapshot", "realtime-migration");
-    await annotate(SOURCE, "target-snapshot", "target-snapshot");
     let reporting;
     const reports = (reason) => wait(async () => {
       reporting = condition(await get("realtimecluster", SOURCE, "eu"), "TargetReporting");
       return reporting?.reason === reason;
     }, { timeout: READING_TIMEOUT, what: reason, seen: () => `${JSON.stringify(reporting)}\n${log().slice(-2000)}` });
-    await reports("TargetUnread");
     await wait(async () => (await get("configmaps", TARGET)).items.some(({ metadata }) => metadata.name === "eu-snapshot"), { timeout: READING_TIMEOUT, what: "a published snapshot", seen });
+    await reports("TargetUnread");
     const { data } = await get("configmap", TARGET, "eu-snapshot");
     await apply({ apiVersion: "v1", kind: "ConfigMap", metadata: { name: "target-snapshot", namespace: SOURCE }, data });
     await reports("TargetReports");

@@ -24,7 +24,7 @@ use crate::process::locks::lock_unpoisoned;
 const WRITER_SELECTOR: &str = "app.kubernetes.io/name=external-dns";
 
 /// Time for which the Deployments are kept.
-const WRITERS_TTL: Duration = Duration::from_mins(1);
+const WRITERS_TTL: Duration = Duration::from_secs(15);
 
 /// Longest wait for the Deployments, and for the objects that TXT records name.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
