@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::super::error::BenchError;
 use super::super::load::{RunClock, build_event_payload};
-use crate::bus::{ChannelKey, DecidedTransitions, Membership, MemoryBus};
+use crate::bus::{ChannelKey, DecidedTransitions, JoinLimits, Membership, MemoryBus};
 use crate::kinesis::PutEntry;
 use crate::protocol::frame::PresenceMember;
 use crate::protocol::record::{EventKind, RecordOrigin, RecordedEvent, encode_record, partition_key};
@@ -17,6 +17,9 @@ const EVENT_BYTES: usize = 300;
 
 /// One event in so many is a state event.
 const STATE_EVENT_SHARE: u64 = 5;
+
+/// A run has more users in a channel than an app allows by default, and its state is not what is measured.
+const JOIN_LIMITS: JoinLimits = JoinLimits { members_max: usize::MAX, connections_max: None };
 
 /// Prefix of every channel's name.
 const CHANNEL_PREFIX: &str = "presence-bench-";
@@ -107,7 +110,8 @@ impl Workload {
             let user_id = format!("user-{}", self.visits);
             let member = PresenceMember { user_id, user_info: serde_json::Value::Null };
             let (high, low) = (1, self.visits as u64);
-            let joined = self.bus.join_channel(subject, &SocketId::from_random(high, low), Some(&member)).await;
+            let socket = SocketId::from_random(high, low);
+            let joined = self.bus.join_bounded_channel(subject, &socket, Some(&member), JOIN_LIMITS).await;
             let transitions = joined.map_err(|error| bus_error(&error.to_string()))?.transitions;
             let decided = transitions.len() as u64;
             counts.state += decided;
@@ -218,6 +222,19 @@ mod tests {
         assert_eq!((total.client, total.state), (client, state));
         assert!((990..=1_010).contains(&state), "{state}");
         assert!(workload.counts().iter().all(|counts| counts.client > 0 && counts.state > 1), "spread evenly");
+    }
+
+    #[tokio::test]
+    async fn users_join_without_a_limit() {
+        let mut workload = Workload::new(2, 1);
+        workload.emit_users_only();
+        let clock = RunClock::start();
+        for user in 0..500 {
+            let Ok((_, NextEvents::State(transitions))) = workload.emit_next(clock).await else {
+                panic!("user {user} does not join")
+            };
+            assert!(!transitions.acknowledge_all().is_empty(), "user {user}");
+        }
     }
 
     #[test]
