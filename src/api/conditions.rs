@@ -4,177 +4,155 @@ use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::documented_words::documented_words;
 use super::migration::obstacles_table;
 
-macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// Reason of a condition: one stable word for users, alerts and programs.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        pub enum Reason {
-            $($(#[doc = $doc])+ $name),+
-        }
-
-        impl Reason {
-            /// All reasons, in the order of the documentation.
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// Meaning of the reason in one sentence.
-            #[must_use]
-            pub fn about(self) -> &'static str {
-                match self { $(Self::$name => concat!($($doc),+).trim_ascii()),+ }
-            }
-
-            /// The reason as written into conditions.
-            #[must_use]
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$name => stringify!($name)),+ }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// Every dimension is proven on this fingerprint.
-    Proven,
-    /// Webhooks are off by the manifest; hops 1 to 6 are proven.
-    ReadyWithoutWebhooks,
-    /// The first proof is in progress.
-    Proving,
-    /// The edge accepts no connection.
-    EdgeUnreachable,
-    /// The transport's own handshake failed.
-    HandshakeRejected,
-    /// The connection was not established for the app's key.
-    SessionRefused,
-    /// A signed subscription was refused or not answered.
-    SubscribeRejected,
-    /// A client event was refused.
-    PublishRejected,
-    /// A send reached a server that does not know the session.
-    AffinityBroken,
-    /// Another session did not get the event.
-    FanoutBroken,
-    /// The event did not reach the stream, and no component reported an error.
-    RecordMissing,
-    /// The stream refused the event.
-    RecordRefused,
-    /// Events of an app are due, and the stream acknowledges none of them, although journeys pass.
-    Silent,
-    /// The event is in the stream and its shard is not read.
-    DispatcherStuck,
-    /// The event was read and no webhook arrived.
-    WebhookMissing,
-    /// A webhook arrived whose signature does not verify.
-    SignatureInvalid,
-    /// A webhook arrived whose content differs from the event.
-    PayloadWrong,
-    /// No webhook reported that the channel was vacated.
-    VacatedMissing,
-    /// A record that no dispatcher can parse was read, and no dead letter of it was written.
-    DeadLetterBroken,
-    /// The gate passed a journey that it must refuse.
-    GateBroken,
-    /// A server runs a configuration that differs from the rendered one.
-    ConfigurationDrift,
-    /// A server refused its configuration.
-    ConfigurationRefused,
-    /// EKS injected no AWS identity into a new pod.
-    IdentityNotInjected,
-    /// A server has an app that differs from the rendered one.
-    AppsInconsistent,
-    /// A server's clock is off by more than 30 s.
-    ClockSkew,
-    /// A transport, a shard or a server has no pod.
-    NoPods,
-    /// The stream does not exist.
-    StreamMissing,
-    /// The stream is being created.
-    StreamCreating,
-    /// The stream exists, and the cluster owns or observes it.
-    StreamActive,
-    /// The stream can be used, and a setting of it differs from the manifest.
-    StreamDiffers,
-    /// The stream waits until AWS allows a further change or a further stream.
-    WaitingForQuota,
-    /// The stream is being deleted, by somebody else.
-    StreamDeleting,
-    /// The KMS key of the stream does not exist, is disabled, or may not be used.
-    StreamKeyUnusable,
-    /// A stream of the wanted name belongs to another owner, and was not changed.
-    StreamNotOurs,
-    /// Kinesis refuses the stream as it is specified.
-    StreamInvalid,
-    /// Kinesis does not answer.
-    StreamUnreachable,
-    /// The operator's identity lacks a permission.
-    AccessDenied,
-    /// Every child is applied and up to date.
-    Applied,
-    /// An object of a child's name belongs to another owner, and was not changed.
-    ChildNotOurs,
-    /// A Secret that the manifest references does not exist, or lacks the key.
-    SecretMissing,
-    /// The manifest contradicts itself in a way that the schema cannot express.
-    SpecInvalid,
-    /// The manifest names an image, an endpoint, a region or a role that the platform policy does not allow in its
-    /// namespace.
-    NotAllowedByPolicy,
-    /// The API server refused an object.
-    ApplyFailed,
-    /// Pods of the rendered template are still starting.
-    RollingOut,
-    /// Every load balancer, Ingress and route has an address or a Gateway.
-    AddressPublished,
-    /// A load balancer, Ingress or route has no address, or no Gateway, yet.
-    LoadBalancerPending,
-    /// The API server lacks a kind that the entrance needs, or refuses the object.
-    ExposureUnavailable,
-    /// A pod behind a load balancer has no readiness gate of its controller; all else about the entrance is in order.
-    ReadinessGateMissing,
-    /// Another cluster answers at the address of this cluster's load balancer.
-    WrongCluster,
-    /// The certificate at a load balancer does not cover the host, is not valid now, or is of an unknown authority.
-    CertificateInvalid,
-    /// The load balancers take no connection from the operator, while pods and Services work.
-    NotReachableFromHere,
-    /// The manifest switches the journeys through load balancers off.
-    ExternalDisabled,
-    /// The app is served.
-    AppAccepted,
-    /// Another app has this id or key.
-    KeyConflict,
-    /// A field or a Secret of the app is missing or invalid.
-    AppInvalid,
-    /// A Secret that is not ours has the name of the one for the app's generated credentials, and was not changed.
-    CredentialsNotOurs,
-    /// A cluster sends no webhook to an endpoint of the app, by scheme, port, address or headers; its clients are served.
-    EndpointNotAllowed,
-    /// No cluster serves the app.
-    NoCluster,
-    /// Some pods do not have the latest registry yet.
-    AppsStale,
-    /// The proof is too old to be trusted.
-    EvidenceStale,
-    /// The proof did not complete within the gate's deadline.
-    DeadlineExceeded,
-    /// The cluster is being deleted.
-    Deleting,
-    /// A pod was admitted because its configuration was proven before, while the path behind the edges fails for all.
-    AdmittedOnRecord,
-    /// Journeys run at a longer interval than the manifest's, above five minutes: the clusters of an operator share its pace.
-    IntervalStretched,
-    /// The operator's own code failed at this object; other objects go on.
-    OperatorFault,
-    /// This version of the operator cannot read the object, and does not act on it; other objects go on.
-    VersionUnsupported,
-    /// Nothing is created or changed, because the manifest says `suspend: true`.
-    Suspended,
-    /// The operator of a move's target reports, by the copy of its snapshot at the source.
-    TargetReports,
-    /// The operator of a move's target, or the copy of its snapshots, has stopped: the latest one is older than six minutes.
-    TargetSilent,
-    /// No snapshot of a move's target can be used at the source.
-    TargetUnread,
+documented_words! {
+    /// Reason of a condition: one stable word for users, alerts and programs.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+    pub enum Reason {
+        /// Every dimension is proven on this fingerprint.
+        Proven,
+        /// Webhooks are off by the manifest; hops 1 to 6 are proven.
+        ReadyWithoutWebhooks,
+        /// The first proof is in progress.
+        Proving,
+        /// The edge accepts no connection.
+        EdgeUnreachable,
+        /// The transport's own handshake failed.
+        HandshakeRejected,
+        /// The connection was not established for the app's key.
+        SessionRefused,
+        /// A signed subscription was refused or not answered.
+        SubscribeRejected,
+        /// A client event was refused.
+        PublishRejected,
+        /// A send reached a server that does not know the session.
+        AffinityBroken,
+        /// Another session did not get the event.
+        FanoutBroken,
+        /// The event did not reach the stream, and no component reported an error.
+        RecordMissing,
+        /// The stream refused the event.
+        RecordRefused,
+        /// Events of an app are due, and the stream acknowledges none of them, although journeys pass.
+        Silent,
+        /// The event is in the stream and its shard is not read.
+        DispatcherStuck,
+        /// The event was read and no webhook arrived.
+        WebhookMissing,
+        /// A webhook arrived whose signature does not verify.
+        SignatureInvalid,
+        /// A webhook arrived whose content differs from the event.
+        PayloadWrong,
+        /// No webhook reported that the channel was vacated.
+        VacatedMissing,
+        /// A record that no dispatcher can parse was read, and no dead letter of it was written.
+        DeadLetterBroken,
+        /// The gate passed a journey that it must refuse.
+        GateBroken,
+        /// A server runs a configuration that differs from the rendered one.
+        ConfigurationDrift,
+        /// A server refused its configuration.
+        ConfigurationRefused,
+        /// EKS injected no AWS identity into a new pod.
+        IdentityNotInjected,
+        /// A server has an app that differs from the rendered one.
+        AppsInconsistent,
+        /// A server's clock is off by more than 30 s.
+        ClockSkew,
+        /// A transport, a shard or a server has no pod.
+        NoPods,
+        /// The stream does not exist.
+        StreamMissing,
+        /// The stream is being created.
+        StreamCreating,
+        /// The stream exists, and the cluster owns or observes it.
+        StreamActive,
+        /// The stream can be used, and a setting of it differs from the manifest.
+        StreamDiffers,
+        /// The stream waits until AWS allows a further change or a further stream.
+        WaitingForQuota,
+        /// The stream is being deleted, by somebody else.
+        StreamDeleting,
+        /// The KMS key of the stream does not exist, is disabled, or may not be used.
+        StreamKeyUnusable,
+        /// A stream of the wanted name belongs to another owner, and was not changed.
+        StreamNotOurs,
+        /// Kinesis refuses the stream as it is specified.
+        StreamInvalid,
+        /// Kinesis does not answer.
+        StreamUnreachable,
+        /// The operator's identity lacks a permission.
+        AccessDenied,
+        /// Every child is applied and up to date.
+        Applied,
+        /// An object of a child's name belongs to another owner, and was not changed.
+        ChildNotOurs,
+        /// A Secret that the manifest references does not exist, or lacks the key.
+        SecretMissing,
+        /// The manifest contradicts itself in a way that the schema cannot express.
+        SpecInvalid,
+        /// The manifest names an image, an endpoint, a region or a role that the platform policy does not allow in its
+        /// namespace.
+        NotAllowedByPolicy,
+        /// The API server refused an object.
+        ApplyFailed,
+        /// Pods of the rendered template are still starting.
+        RollingOut,
+        /// Every load balancer, Ingress and route has an address or a Gateway.
+        AddressPublished,
+        /// A load balancer, Ingress or route has no address, or no Gateway, yet.
+        LoadBalancerPending,
+        /// The API server lacks a kind that the entrance needs, or refuses the object.
+        ExposureUnavailable,
+        /// A pod behind a load balancer has no readiness gate of its controller; all else about the entrance is in order.
+        ReadinessGateMissing,
+        /// Another cluster answers at the address of this cluster's load balancer.
+        WrongCluster,
+        /// The certificate at a load balancer does not cover the host, is not valid now, or is of an unknown authority.
+        CertificateInvalid,
+        /// The load balancers take no connection from the operator, while pods and Services work.
+        NotReachableFromHere,
+        /// The manifest switches the journeys through load balancers off.
+        ExternalDisabled,
+        /// The app is served.
+        AppAccepted,
+        /// Another app has this id or key.
+        KeyConflict,
+        /// A field or a Secret of the app is missing or invalid.
+        AppInvalid,
+        /// A Secret that is not ours has the name of the one for the app's generated credentials, and was not changed.
+        CredentialsNotOurs,
+        /// A cluster sends no webhook to an endpoint of the app, by scheme, port, address or headers; its clients are served.
+        EndpointNotAllowed,
+        /// No cluster serves the app.
+        NoCluster,
+        /// Some pods do not have the latest registry yet.
+        AppsStale,
+        /// The proof is too old to be trusted.
+        EvidenceStale,
+        /// The proof did not complete within the gate's deadline.
+        DeadlineExceeded,
+        /// The cluster is being deleted.
+        Deleting,
+        /// A pod was admitted because its configuration was proven before, while the path behind the edges fails for all.
+        AdmittedOnRecord,
+        /// Journeys run at a longer interval than the manifest's, above five minutes: the clusters of an operator share its pace.
+        IntervalStretched,
+        /// The operator's own code failed at this object; other objects go on.
+        OperatorFault,
+        /// This version of the operator cannot read the object, and does not act on it; other objects go on.
+        VersionUnsupported,
+        /// Nothing is created or changed, because the manifest says `suspend: true`.
+        Suspended,
+        /// The operator of a move's target reports, by the copy of its snapshot at the source.
+        TargetReports,
+        /// The operator of a move's target, or the copy of its snapshots, has stopped: the latest one is older than six minutes.
+        TargetSilent,
+        /// No snapshot of a move's target can be used at the source.
+        TargetUnread,
+    }
 }
 
 impl fmt::Display for Reason {

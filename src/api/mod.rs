@@ -10,6 +10,7 @@ pub mod app;
 pub mod cluster;
 pub mod conditions;
 pub mod crd;
+mod documented_words;
 pub mod expose;
 #[cfg(test)]
 pub mod fixture;
