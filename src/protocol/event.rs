@@ -1,7 +1,7 @@
 //! An event: its kind, its place in the channel's history, and its fields as JSON has them.
 //!
 //! Records and webhooks hold the same fields, flat. They are parsed through [`EventFields`]: serde's own flattening keeps a
-//! copy of each field until the kind is known, which costs a dispatcher as much as the rest of the parsing.
+//! copy of each field until the kind is known, and a dispatcher parses every event.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ChannelName;
 
 /// The position of a state event in its channel's history, decided by the bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct EventOrder {
     /// Time at which the channel's key was created, in µs of bus time.
     pub epoch: u64,
@@ -27,7 +27,7 @@ pub enum LeaveCause {
 }
 
 /// The kinds of webhook event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum EventKind {
     /// The first subscriber joined the channel.
@@ -53,7 +53,7 @@ pub enum EventKind {
         /// Socket id of the sender.
         socket_id: String,
         /// User id of the sender, on presence channels.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
+        #[serde(skip_serializing_if = "Option::is_none")]
         user_id: Option<String>,
     },
     /// A client subscribed to a cache channel that has no last event.

@@ -58,10 +58,10 @@ pub struct RecordedEvent {
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub order: Option<EventOrder>,
     /// Its number within the process, for events without `order`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub n: Option<u64>,
     /// The cause, if the client did not leave by itself.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<LeaveCause>,
     /// The kind of event, with its fields.
     #[serde(flatten)]
