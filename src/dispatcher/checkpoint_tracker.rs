@@ -167,7 +167,7 @@ impl CheckpointTracker {
         }
         // The list beyond the prefix may end anywhere from the first open record on.
         let first_open = self.open.first_key_value().map_or(self.read, |(number, _)| *number);
-        let oldest = first_open.saturating_sub(HELD_RECORDS_MAX);
+        let oldest = (first_open + 1).saturating_sub(HELD_RECORDS_MAX);
         while self.pairs.len() > PAIRS_MAX || self.pairs.keys().next().is_some_and(|(earlier, _)| *earlier < oldest) {
             self.pairs.pop_first();
         }
@@ -387,7 +387,7 @@ mod tests {
         }
         let at: u64 = tracker.progress().through.and_then(|sequence| sequence.parse().ok()).expect("a checkpoint");
         assert!(at >= 5_000 - HELD_RECORDS_MAX - 10, "{at}");
-        assert!(tracker.pairs.len() as u64 <= HELD_RECORDS_MAX + 1, "{} pairs", tracker.pairs.len());
+        assert!(tracker.pairs.len() as u64 <= HELD_RECORDS_MAX, "{} pairs", tracker.pairs.len());
     }
 
     #[test]
